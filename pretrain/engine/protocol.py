@@ -1,0 +1,92 @@
+"""What the training loop asks of an engine. Both engines pass one contract-test suite (tests/engine)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from pretrain.data.micro_batch import MicroBatch
+from pretrain.parallel.mesh import ProcessMesh
+from pretrain.parallel.shard import Shard
+
+StateKind = Literal["weight", "exp_avg", "exp_avg_sq"]
+"""fp32 master weight, and Adam's first and second moment."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One attempt of the optimizer. Values are global (over the whole batch and all ranks), the same on every rank."""
+
+    loss: float
+    """Cross-entropy per valid target of the global batch, in nats."""
+    objective: float
+    """What was minimised: cross-entropy with label smoothing, plus z-loss."""
+    z_loss: float
+    """The z-loss term, coefficient included."""
+    grad_norm: float
+    """Global 2-norm of the gradient before clipping; inf or nan where the step was skipped."""
+    lr: float
+    """Learning rate that the step used."""
+    targets: int
+    """Valid targets of the global batch."""
+    skipped: bool
+    """Whether the parameters were left as they were because a gradient was not finite."""
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Sums over an evaluation set, global, the same on every rank; divide for means."""
+
+    loss_by_position: torch.Tensor
+    """(S,) float64: summed cross-entropy at each position."""
+    targets_by_position: torch.Tensor
+    """(S,) int64: valid targets at each position."""
+
+    @property
+    def loss(self) -> float:
+        """Cross-entropy per valid target, in nats."""
+        return float(self.loss_by_position.sum() / self.targets_by_position.sum())
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A contiguous piece of one parameter's training state that this rank owns."""
+
+    kind: StateKind
+    shard: Shard
+    """Global name and shape, and the part that the model-axis coordinate of this rank holds."""
+    local_shape: tuple[int, ...]
+    """Shape of that part as it lies in memory (a padded vocabulary included)."""
+    start: int
+    """Offset of the piece in the flattened local part, in elements."""
+    tensor: torch.Tensor
+    """(n,) float32, a live view: reading saves, writing loads."""
+    writes: bool
+    """Whether this rank is the one that saves it (replicas and tied copies are saved once)."""
+
+
+class Engine(Protocol):
+    """A model, its optimizer and its layout, ready to train."""
+
+    mesh: ProcessMesh
+    step: int
+    """Attempts of the optimizer so far."""
+    num_parameters: int
+    """Global parameters, tied ones once."""
+
+    def train_step(self, microbatches: Sequence[MicroBatch]) -> StepResult:
+        """One step on this rank's micro-batches; every rank calls it with the same number of them."""
+        ...
+
+    def evaluate(self, microbatches: Sequence[MicroBatch]) -> EvaluationResult:
+        """Losses without dropout and without a change to the model; every rank calls it with the same number of them."""
+        ...
+
+    def fragments(self) -> Iterator[Fragment]:
+        """All state that this rank holds, in a fixed order. Moments exist from the first call on (zeros before a step)."""
+        ...
+
+    def finish_load(self, step: int) -> None:
+        """After the fragments were filled: refreshes what derives from them and sets the step of optimizer and schedule."""
+        ...

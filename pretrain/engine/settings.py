@@ -1,0 +1,31 @@
+"""The training part of the config: how long, how large a batch, at which precision, on which devices."""
+
+from typing import Literal
+
+from pretrain.settings import Fraction, NonNegativeFloat, PositiveInt, Settings
+
+
+class LossSettings(Settings):
+    """What is minimised beside the cross-entropy."""
+
+    label_smoothing: Fraction = 0.0
+    """Szegedy et al. 2016; 0.1 in the 2017 Transformer."""
+    z_loss: NonNegativeFloat = 0.0
+    """Coefficient of log(Z) squared; 1e-4 in PaLM, section 5."""
+
+
+class TrainSettings(Settings):
+    """The run's length, batch and precision."""
+
+    steps: PositiveInt
+    """Attempts of the optimizer."""
+    global_batch_tokens: PositiveInt
+    """(Target) tokens of one step over all ranks: a multiple of sequence_length x micro_batch_sequences x dp."""
+    micro_batch_sequences: PositiveInt
+    """Sequences that a rank takes through the model at once."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`bf16`: weights and activations in bf16, gradients accumulated and masters and moments kept in fp32. `auto`: bf16
+    where the device multiplies it faster; resolved once at the launch and stored."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: CUDA where there is a GPU."""
+    loss: LossSettings = LossSettings()

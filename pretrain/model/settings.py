@@ -1,0 +1,83 @@
+"""The model part of the config. A family (GPT-3, PaLM, Llama, the 2017 Transformer) is a value of it, never code."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pretrain.settings import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+
+
+class InitializationSettings(Settings):
+    """How the weights start. Every shard is drawn counter-based from the seed and the parameter's global name."""
+
+    scheme: Literal["normal", "xavier_uniform"] = "normal"
+    """`normal`: N(0, std), GPT-2. `xavier_uniform`: Glorot and Bengio 2010, used by the 2017 Transformer."""
+    std: PositiveFloat = 0.02
+    """Standard deviation of linear weights with `normal`; GPT-2's value."""
+    embedding_std: PositiveFloat | None = None
+    """Standard deviation of embeddings; None: `std` (for xavier_uniform: d_model ** -0.5)."""
+    residual_scale: Literal["none", "depth"] = "depth"
+    """`depth`: the two projections that write to the residual stream start smaller by sqrt(2 x layers) (GPT-2, section 2.3)."""
+
+
+class ModelSettings(Settings):
+    """A transformer, decoder-only or encoder-decoder."""
+
+    architecture: Literal["decoder", "encoder_decoder"] = "decoder"
+    """Decoder-only (causal), or the 2017 Transformer's encoder and decoder."""
+    vocab_size: PositiveInt | None = None
+    """Rows of the embedding; None: the tokenizer's size, filled in once the data is known. Padding to a multiple of tp is
+    internal to the layers and never stored."""
+    d_model: PositiveInt
+    """Width of the residual stream."""
+    num_layers: PositiveInt
+    """Blocks of the decoder."""
+    num_encoder_layers: NonNegativeInt = 0
+    """Blocks of the encoder; 0 for a decoder-only model."""
+    num_heads: PositiveInt
+    """Query heads."""
+    num_kv_heads: PositiveInt | None = None
+    """Key-value heads: None for multi-head (as many as query heads), 1 for multi-query (Shazeer 2019), between for
+    grouped-query attention (Ainslie et al. 2023)."""
+    head_dim: PositiveInt | None = None
+    """Width of a head; None: d_model / num_heads."""
+    d_ff: PositiveInt
+    """Inner width of the feed-forward layer (of each of the two halves for swiglu)."""
+    max_sequence_length: PositiveInt = 2048
+    """Longest sequence, in tokens; the number of rows of learned positions."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_epsilon: PositiveFloat = 1e-5
+    norm_position: Literal["pre", "post"] = "pre"
+    """`post`: x = norm(x + f(x)), the 2017 paper; `pre`: x = x + f(norm(x)), with a final norm."""
+    block: Literal["serial", "parallel"] = "serial"
+    """`parallel`: attention and feed-forward read the same normed input and are summed (PaLM, section 2)."""
+    positions: Literal["sinusoidal", "learned", "rotary", "none"] = "learned"
+    rotary_base: PositiveFloat = 10000.0
+    """Base of the rotary frequencies (Su et al. 2021); Llama 3 uses 500,000."""
+    activation: Literal["relu", "gelu", "gelu_tanh", "swiglu"] = "gelu_tanh"
+    biases: tuple[Literal["attention", "feed_forward", "norm"], ...] = Field(
+        default=("attention", "feed_forward", "norm"), strict=False
+    )
+    """The parts that have bias vectors; an empty list for PaLM and Llama."""
+    embeddings: Literal["tied", "untied"] = "tied"
+    """`tied`: the output projection is the transposed embedding (Press and Wolf 2017); in an encoder-decoder the source
+    embedding too (Vaswani et al. 2017, section 3.4)."""
+    embedding_scale: Literal["none", "sqrt_d_model"] = "none"
+    """`sqrt_d_model`: embeddings are multiplied by it at the input (Vaswani et al. 2017, section 3.4)."""
+    logit_scale: Literal["none", "rsqrt_d_model"] = "none"
+    """`rsqrt_d_model`: logits are divided by sqrt(d_model) (PaLM, section 5)."""
+    dropout: Fraction = 0.0
+    """Share of embeddings and of residual branches that is dropped."""
+    attention_dropout: Fraction = 0.0
+    """Share of attention probabilities that is dropped."""
+    initialization: InitializationSettings = InitializationSettings()
+
+    @property
+    def kv_heads(self) -> int:
+        """Key-value heads with the default filled in."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def width_of_head(self) -> int:
+        """`head_dim` with the default filled in."""
+        return self.d_model // self.num_heads if self.head_dim is None else self.head_dim

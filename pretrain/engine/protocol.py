@@ -72,6 +72,8 @@ class Engine(Protocol):
     mesh: ProcessMesh
     step: int
     """Attempts of the optimizer so far."""
+    skipped_steps: int
+    """Those of them that left the parameters as they were."""
     num_parameters: int
     """Global parameters, tied ones once."""
 
@@ -80,13 +82,13 @@ class Engine(Protocol):
         ...
 
     def evaluate(self, microbatches: Sequence[MicroBatch]) -> EvaluationResult:
-        """Losses without dropout and without a change to the model; every rank calls it with the same number of them."""
+        """Losses without dropout, leaving the model as it was; every rank calls it with the same number of micro-batches."""
         ...
 
     def fragments(self) -> Iterator[Fragment]:
         """All state that this rank holds, in a fixed order. Moments exist from the first call on (zeros before a step)."""
         ...
 
-    def finish_load(self, step: int) -> None:
-        """After the fragments were filled: refreshes what derives from them and sets the step of optimizer and schedule."""
+    def finish_load(self, step: int, skipped: int = 0) -> None:
+        """After the fragments were filled: refreshes what derives from them and sets the counts of attempts and skips."""
         ...

@@ -1,0 +1,46 @@
+"""What a measurement was made on: processor, versions, settings, and the matrix product's best speed."""
+
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_SHAPES = ((2048, 512, 2048), (4096, 512, 2048), (4096, 2048, 512), (2048, 2048, 2048))
+"""(rows, inner, columns): those of a small model's feed-forward, and a square one."""
+
+
+def matmul_peak_flops(dtype: torch.dtype, repeats: int = 12) -> float:
+    """Best FLOP/s of a matrix product over a few shapes, measured now; random data, the best of the repeats."""
+    best = 0.0
+    for rows, inner, columns in _SHAPES:
+        a, b = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+        torch.nn.functional.linear(a, b)
+        for _ in range(repeats):
+            start = time.perf_counter()
+            torch.nn.functional.linear(a, b)
+            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - start))
+    return best
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, threads and versions, as they go into a results file."""
+    return {
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "deepspeed": version("deepspeed"),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,256 @@
+"""Reading: from a range of files to documents and pairs, and to what could not be read, with file, line and reason.
+
+A source is a generator over one file part; `read_range` chains them. Nothing here stops at a bad document: it is handed on as
+BadDocument, to be quarantined and counted. `datasets` is imported in this file alone, and only where a hub data set is asked
+for; no remote code is ever run, and a revision is required.
+"""
+
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.catalogues import BadCatalogue, read_catalogue
+from data_prep.clean import bad_text, clean_pair, clean_text
+from pretrain.data.settings import CorpusSettings, PrepareSettings
+from pretrain.errors import DataError, StorageError
+from pretrain.files import told_as_storage_error, write_atomically
+
+if TYPE_CHECKING:
+    from data_prep.plan import FileRange, Part
+
+PARQUET_BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, or the two sides of a pair."""
+
+    sides: tuple[str, ...]
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes."""
+        return sum(len(side.encode()) for side in self.sides)
+
+
+@dataclass(frozen=True)
+class BadDocument:
+    """Something that cannot be read as a document."""
+
+    file: str
+    line: int | None
+    """1-based line or row; None where the whole file is meant."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A readable document that is left out."""
+
+    reason: str
+
+
+Item = Document | BadDocument | Dropped
+EMPTY = "empty"
+
+
+def read_range(files: "FileRange", prepare: PrepareSettings) -> Iterator[Item]:
+    """All that a range holds, in a fixed order. Raises DataError, StorageError where a file is gone or may not be read."""
+    for part in files.parts:
+        try:
+            with told_as_storage_error(part.path):
+                yield from _SOURCES[prepare.corpus.source](part, prepare)
+        except FileNotFoundError:
+            raise DataError(f"{part.path}: gone since the corpus was listed; prepare again") from None
+
+
+def _read_text(part: "Part", prepare: PrepareSettings) -> Iterator[Item]:
+    content = Path(part.path).read_bytes()
+    yield _document_of_bytes(content, part.name, None, prepare)
+
+
+def _document_of_bytes(content: bytes, file: str, line: int | None, prepare: PrepareSettings) -> Item:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        return BadDocument(file, line, f"not UTF-8: byte {error.start} is 0x{content[error.start]:02x}")
+    return _document(text, file, line, prepare)
+
+
+def _document(text: str, file: str, line: int | None, prepare: PrepareSettings) -> Item:
+    text = clean_text(text)
+    if reason := bad_text(text):
+        return BadDocument(file, line, reason)
+    if not text.strip():
+        return Dropped(EMPTY)
+    document = Document((text,))
+    if document.text_bytes > prepare.max_document_bytes:
+        return BadDocument(file, line, f"{document.text_bytes:,} bytes, over max_document_bytes={prepare.max_document_bytes:,}")
+    return document
+
+
+def _pair(source: str, target: str, file: str, line: int | None, prepare: PrepareSettings) -> Item:
+    for side in (source, target):
+        if reason := bad_text(side):
+            return BadDocument(file, line, reason)
+    if not source.strip() or not target.strip():
+        return Dropped(EMPTY)
+    cleaned = clean_pair(source, target, prepare.pair_max_characters)
+    return Dropped(cleaned) if isinstance(cleaned, str) else Document(cleaned)
+
+
+def _read_catalogue(part: "Part", prepare: PrepareSettings) -> Iterator[Item]:
+    try:
+        for source, target in read_catalogue(Path(part.path).read_bytes()):
+            yield _pair(source, target, part.name, None, prepare)
+    except BadCatalogue as error:
+        yield BadDocument(part.name, None, str(error))
+
+
+def _read_jsonl(part: "Part", prepare: PrepareSettings) -> Iterator[Item]:
+    """Lines that begin within the part; a compressed file is read whole."""
+    if part.path.endswith(".gz"):
+        yield from _read_compressed(part, prepare)
+        return
+    with Path(part.path).open("rb") as file:
+        if part.start > 0:
+            # A line that begins before the part belongs to the part before, and is skipped here up to its end.
+            file.seek(part.start - 1)
+            file.readline()
+        while (at := file.tell()) < part.stop:
+            line = file.readline()
+            item = _row_of_line(line, prepare)
+            yield BadDocument(part.name, _line_number(part.path, at), item.reason) if isinstance(item, BadDocument) else item
+
+
+def _read_compressed(part: "Part", prepare: PrepareSettings) -> Iterator[Item]:
+    try:
+        with gzip.open(part.path) as file:
+            for number, line in enumerate(file, start=1):
+                item = _row_of_line(line, prepare)
+                yield BadDocument(part.name, number, item.reason) if isinstance(item, BadDocument) else item
+    except (EOFError, gzip.BadGzipFile) as error:
+        yield BadDocument(part.name, None, f"damaged gzip file: {error}")
+
+
+def _row_of_line(line: bytes, prepare: PrepareSettings) -> Item:
+    if not line.strip():
+        return Dropped(EMPTY)
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return BadDocument("", None, f"not UTF-8: byte {error.start} of the line is 0x{line[error.start]:02x}")
+    except (ValueError, RecursionError) as error:
+        return BadDocument("", None, f"not JSON: {error}")
+    return _row(row, "", None, prepare)
+
+
+def _line_number(path: str, offset: int) -> int:
+    """1-based number of the line that begins at an offset; reads the file up to it, so for bad lines alone."""
+    with Path(path).open("rb") as file:
+        lines, left = 1, offset
+        while left > 0 and (block := file.read(min(left, 1 << 22))):
+            lines += block.count(b"\n")
+            left -= len(block)
+    return lines
+
+
+def _row(row: Any, file: str, line: int | None, prepare: PrepareSettings) -> Item:
+    """The document or pair of one row."""
+    corpus = prepare.corpus
+    names = (corpus.text_field,) if corpus.kind == "text" else (corpus.source_field or "", corpus.target_field or "")
+    values = []
+    for name in names:
+        value = _field(row, name)
+        if value is None:
+            return BadDocument(file, line, f"no field {name!r}" if isinstance(row, Mapping) else "the row is no object")
+        if not isinstance(value, str):
+            return BadDocument(file, line, f"field {name!r} is {type(value).__name__}, not text")
+        values.append(value)
+    return _document(*values, file, line, prepare) if len(values) == 1 else _pair(*values, file, line, prepare)
+
+
+def _field(row: Any, name: str) -> Any:
+    """A field by its name, or by the dotted path to it."""
+    if isinstance(row, Mapping) and name in row:
+        return row[name]
+    for key in name.split("."):
+        row = row.get(key) if isinstance(row, Mapping) else None
+    return row
+
+
+def _read_parquet(part: "Part", prepare: PrepareSettings) -> Iterator[Item]:
+    import pyarrow
+    import pyarrow.parquet
+
+    corpus = prepare.corpus
+    names = [corpus.text_field] if corpus.kind == "text" else [corpus.source_field or "", corpus.target_field or ""]
+    try:
+        with pyarrow.parquet.ParquetFile(part.path) as file:
+            present = set(file.schema_arrow.names)
+            columns = [name if name in present else name.split(".")[0] for name in names]
+            if missing := [name for name in columns if name not in present]:
+                raise DataError(f"{part.path}: no column {missing[0]!r}; it has {', '.join(sorted(present))}")
+            first = sum(file.metadata.row_group(group).num_rows for group in range(part.start))
+            groups = list(range(part.start, part.stop))
+            for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=groups, columns=sorted(set(columns))):
+                for at, row in enumerate(batch.to_pylist()):
+                    yield _row(row, part.name, first + at + 1, prepare)
+                first += batch.num_rows
+    except (pyarrow.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        yield BadDocument(part.name, None, f"damaged row group {part.start}: {error}")
+
+
+def parquet_row_groups(path: Path) -> list[int]:
+    """Bytes of each row group of a file. Raises DataError where it is no parquet file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with told_as_storage_error(path), pyarrow.parquet.ParquetFile(path) as file:
+            return [file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups)]
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path}: not a readable parquet file ({error})") from None
+
+
+def download_hub(corpus: CorpusSettings, folder: Path) -> list[Path]:
+    """A split of a hub data set as a parquet file under `folder`, downloaded once.
+
+    Raises DataError where it has no pinned revision, cannot be fetched, or would need code of its own.
+    """
+    if not corpus.name or not corpus.revision:
+        raise DataError("prepare.corpus: source hub needs `name` and `revision` (a commit: without it a run cannot be repeated)")
+    stem = "-".join(part.replace("/", "--") for part in (corpus.name, corpus.subset or "", corpus.split, corpus.revision))
+    path = folder / f"{stem.strip('.')}.parquet"
+    if path.exists():
+        return [path]
+    try:
+        from datasets import Dataset, load_dataset
+    except ImportError:
+        raise DataError("prepare.corpus: source hub needs the `datasets` library: pip install datasets") from None
+    try:
+        data = load_dataset(corpus.name, corpus.subset, split=corpus.split, revision=corpus.revision)
+    except Exception as error:  # the library raises many kinds, from ValueError to those of its network layer
+        raise DataError(f"prepare.corpus: hub data set {corpus.name!r} cannot be loaded: {error}") from None
+    assert isinstance(data, Dataset)
+    partial = folder / f".{path.name}.partial"
+    with told_as_storage_error(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        data.to_parquet(partial)
+        partial.replace(path)
+    return [path]
+
+
+_SOURCES: Mapping[str, Callable[["Part", PrepareSettings], Iterator[Item]]] = {
+    "standard_library": _read_text,
+    "text": _read_text,
+    "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
+    "hub": _read_parquet,
+    "message_catalogues": _read_catalogue,
+}

@@ -1,0 +1,248 @@
+"""A checkpoint on disk: its folder, its index, and the marker that makes it count. No torch: the launcher reads it too.
+
+    runs/NAME/checkpoints/step-00000100/gen-1/
+        rank-00000.safetensors   pieces of the weights and moments, one file a rank
+        rank-00000.json          the index: which piece of which parameter lies under which key; size and hash of that file
+        metadata.json            what the run was when it was saved
+        COMMITTED                written last: the hashes of metadata and indexes
+
+A chain of XXH3-128 hashes hangs on the marker: it vouches for metadata and indexes, an index for its tensors, and the
+marker's second line for its first. safetensors alone cannot tell a flipped bit from a weight. `gen-1` counts the
+launches of the run, so that a stale writer of an earlier launch never meets a new one; a generation counts once
+attempts.jsonl has a row of it.
+
+A piece is described by what it is globally (parameter, split dim, flat range), not by the layout that wrote it, so that any
+other layout can read it. Not taken: torch's distributed checkpoint (pickled metadata, no hashes, no fallback), DeepSpeed's
+(pickle, not atomic). Nothing here is ever unpickled.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from pretrain.errors import CheckpointError
+from pretrain.files import hash_bytes, read_json_lines
+from pretrain.settings import NonNegativeInt, PositiveInt, Settings
+
+FORMAT = 1
+MARKER = "COMMITTED"
+METADATA = "metadata.json"
+CHECKPOINTS = "checkpoints"
+ATTEMPTS = "attempts.jsonl"
+
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+_GENERATION_FOLDER = re.compile(r"gen-([1-9]\d*)")
+
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Content = TypeVar("Content", bound=BaseModel)
+
+
+class DamagedFile(CheckpointError):
+    """One file of a checkpoint is not what was written."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path}: {what}")
+        self.path = path
+        self.what = what
+
+
+class Region(Settings):
+    """A contiguous piece of one parameter's state and where it lies in its file."""
+
+    kind: Literal["weight", "exp_avg", "exp_avg_sq"]
+    name: str
+    """Global name of the parameter."""
+    shape: tuple[NonNegativeInt, ...]
+    """Of the global parameter, without padding."""
+    dim: NonNegativeInt | None
+    """Dim that was split over the model axis; None: replicated there."""
+    dim_start: NonNegativeInt
+    dim_length: NonNegativeInt
+    """Real range along `dim` of the local part."""
+    local_shape: tuple[NonNegativeInt, ...]
+    """Of the local part in memory, padding included."""
+    start: NonNegativeInt
+    count: NonNegativeInt
+    """The piece within the flattened local part."""
+    dtype: str
+    """As safetensors spells it."""
+    key: str
+    """Of the tensor in the file."""
+
+
+class RankIndex(Settings):
+    """What one rank wrote."""
+
+    file: str
+    size: NonNegativeInt
+    hash: Hash
+    regions: tuple[Region, ...]
+
+
+class RunState(Settings):
+    """What a resumed run needs beside weights and moments. There is no random state: every stream is a function of position."""
+
+    model: dict[str, Any]
+    """The model settings, resolved."""
+    layout: dict[str, int]
+    """tp, pp, dp and zero_stage of the writer."""
+    precision: str
+    next_sample: NonNegativeInt
+    """Samples that the run has consumed: the position in the order."""
+    targets: NonNegativeInt
+    """Valid targets that the run has trained on."""
+    skipped_steps: NonNegativeInt = 0
+    """Attempts of the optimizer that left the parameters alone; Adam's own count is the step less these."""
+    skipped_windows: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
+    """Ranges of samples [start, stop) that were passed over."""
+    plan_hash: str
+    """Of the order of samples."""
+    tokenizer_hash: str
+    wandb_id: str | None = None
+    """The W&B run in which a resumed run goes on."""
+
+
+class Metadata(Settings):
+    """The content of metadata.json."""
+
+    format: Literal[1]
+    step: NonNegativeInt
+    generation: PositiveInt
+    model_hash: Hash
+    state: RunState
+
+
+class Marker(Settings):
+    """The content of the marker: what was committed."""
+
+    format: Literal[1]
+    step: NonNegativeInt
+    generation: PositiveInt
+    metadata: Hash
+    indexes: tuple[Hash, ...]
+    """Of the index of each rank."""
+
+
+@dataclass(frozen=True, order=True)
+class CheckpointRef:
+    """A place of a checkpoint, ordered by step, then generation. It says nothing about the content."""
+
+    step: int
+    generation: int
+    path: Path = field(compare=False)
+
+    @staticmethod
+    def at(run_dir: Path, step: int, generation: int) -> "CheckpointRef":
+        """Where a generation keeps the checkpoint of a step."""
+        return CheckpointRef(step, generation, run_dir / CHECKPOINTS / f"step-{step:08d}" / f"gen-{generation}")
+
+    @property
+    def partial(self) -> Path:
+        """Folder in which it is written before it is renamed."""
+        return self.path.with_name(f".{self.path.name}.partial")
+
+    @property
+    def marker(self) -> Path:
+        """The file whose presence commits it."""
+        return self.path / MARKER
+
+    def __str__(self) -> str:
+        return f"step {self.step}, generation {self.generation} ({self.path})"
+
+
+def tensor_file_name(rank: int) -> str:
+    """Name of a rank's tensors."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+def index_file_name(rank: int) -> str:
+    """Name of a rank's index."""
+    return f"rank-{rank:05d}.json"
+
+
+def registered_generations(run_dir: Path) -> set[int]:
+    """The launches of a run that attempts.jsonl knows; a launch is an attempt, and its number the generation."""
+    numbers = (row.get("attempt", row.get("generation")) for row in read_json_lines(run_dir / ATTEMPTS))
+    return {number for number in numbers if isinstance(number, int)}
+
+
+def stored_checkpoints(run_dir: Path) -> list[CheckpointRef]:
+    """Every checkpoint folder under its final name, committed or not, newest first."""
+    found = []
+    for folder in (run_dir / CHECKPOINTS).glob("step-*/gen-*"):
+        step = _STEP_FOLDER.fullmatch(folder.parent.name)
+        generation = _GENERATION_FOLDER.fullmatch(folder.name)
+        if step and generation:
+            found.append(CheckpointRef(int(step[1]), int(generation[1]), folder))
+    return sorted(found, reverse=True)
+
+
+def committed_checkpoints(run_dir: Path) -> list[CheckpointRef]:
+    """Committed checkpoints of registered generations, newest first. Whether they are whole is for `verify` to say."""
+    registered = registered_generations(run_dir)
+    return [ref for ref in stored_checkpoints(run_dir) if ref.generation in registered and ref.marker.is_file()]
+
+
+def latest_checkpoint(run_dir: Path) -> CheckpointRef | None:
+    """The newest committed checkpoint of a run, not verified; None where there is none."""
+    return next(iter(committed_checkpoints(run_dir)), None)
+
+
+def encode_marker(marker: Marker) -> bytes:
+    """Two lines: the content and its hash."""
+    body = marker.model_dump_json().encode()
+    return body + b"\n" + hash_bytes(body).encode() + b"\n"
+
+
+def read_marker(ref: CheckpointRef) -> Marker:
+    """What was committed. Raises DamagedFile."""
+    content = _read(ref.marker)
+    body = content.split(b"\n", 1)[0]
+    if content != body + b"\n" + hash_bytes(body).encode() + b"\n":
+        raise DamagedFile(ref.marker, "the marker's second line is not the hash of its first")
+    marker = _parse(ref.marker, Marker, body)
+    if (marker.step, marker.generation) != (ref.step, ref.generation):
+        raise DamagedFile(
+            ref.marker, f"it commits step {marker.step}, generation {marker.generation}: another folder's"
+        )
+    return marker
+
+
+def read_metadata(ref: CheckpointRef, marker: Marker) -> Metadata:
+    """What the run was. Raises DamagedFile."""
+    return _read_hashed(ref.path / METADATA, Metadata, marker.metadata)
+
+
+def read_index(ref: CheckpointRef, marker: Marker, rank: int) -> RankIndex:
+    """What a rank wrote. Raises DamagedFile."""
+    path = ref.path / index_file_name(rank)
+    index = _read_hashed(path, RankIndex, marker.indexes[rank])
+    if index.file != tensor_file_name(rank):
+        raise DamagedFile(path, f"it describes {index.file!r} instead of {tensor_file_name(rank)!r}")
+    return index
+
+
+def _read_hashed(path: Path, kind: type[Content], expected: str) -> Content:
+    content = _read(path)
+    if hash_bytes(content) != expected:
+        raise DamagedFile(path, f"its hash is {hash_bytes(content)}, committed was {expected}: the content has changed")
+    return _parse(path, kind, content)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DamagedFile(path, f"cannot be read ({error.strerror})") from error
+
+
+def _parse(path: Path, kind: type[Content], content: bytes) -> Content:
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DamagedFile(path, f"{where}: {first['msg']}; written by another version of this program?") from error

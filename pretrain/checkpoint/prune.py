@@ -1,0 +1,55 @@
+"""Deleting old checkpoints. The marker goes first, so that one which is half deleted never counts."""
+
+import shutil
+from pathlib import Path
+
+from pretrain.checkpoint.format import CHECKPOINTS, CheckpointRef, committed_checkpoints, stored_checkpoints
+from pretrain.files import sync_folder
+
+
+def prune(run_dir: Path, newest: CheckpointRef, keep: int) -> list[CheckpointRef]:
+    """Deletes what the committed checkpoint `newest` makes superfluous; only its writer may call this.
+
+    Of the committed steps up to `newest` the last `keep` stay, each in its highest generation. Beyond them, folders that were
+    never committed go, if an earlier launch left them. Committed checkpoints of later steps are left alone: the launch
+    refused them when it started, and says so in events.jsonl.
+
+    Returns what was deleted. Raises OSError where a folder cannot be removed.
+    """
+    assert newest.marker.is_file(), f"{newest} is not committed: nothing may be deleted in its favour"
+    committed = committed_checkpoints(run_dir)
+    kept: dict[int, CheckpointRef] = {}
+    for ref in committed:  # newest first: the first of a step is its highest generation
+        if ref.step <= newest.step and len(kept) < keep:
+            kept.setdefault(ref.step, ref)
+    deleted = []
+    for ref in stored_checkpoints(run_dir):
+        superseded = ref in committed and ref.step <= newest.step and ref not in kept.values()
+        abandoned = not ref.marker.exists() and ref.generation < newest.generation
+        if superseded or abandoned:
+            delete(ref)
+            deleted.append(ref)
+    _remove_partial_folders(run_dir, newest.generation)
+    return deleted
+
+
+def delete(ref: CheckpointRef) -> None:
+    """Removes one checkpoint. Raises OSError."""
+    if ref.marker.exists():
+        ref.marker.unlink()
+        sync_folder(ref.path)
+    shutil.rmtree(ref.path)
+    _remove_if_empty(ref.path.parent)
+
+
+def _remove_partial_folders(run_dir: Path, generation: int) -> None:
+    for partial in (run_dir / CHECKPOINTS).glob("step-*/.gen-*.partial"):
+        number = partial.name.removeprefix(".gen-").removesuffix(".partial")
+        if number.isdecimal() and int(number) < generation:
+            shutil.rmtree(partial)
+            _remove_if_empty(partial.parent)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,68 @@
+"""TrainingLoss: from vocabulary-parallel logits to what is minimised, with its sums kept for the log.
+
+The loss of a step is a sum over tokens divided by the valid targets of the global batch. DeepSpeed averages over micro-batches
+and over the data axis, whatever the counts of targets: so each micro-batch's sum is weighted with
+`micro-batches x data ranks / targets`, and the two averages turn it into the sum over targets.
+"""
+
+import torch
+
+from pretrain.data.micro_batch import IGNORED
+from pretrain.engine.settings import LossSettings
+from pretrain.parallel.cross_entropy import vocabulary_parallel_cross_entropy
+from pretrain.parallel.mesh import Axis
+
+
+class LossSums:
+    """Running sums of one step or one evaluation on a rank of the last stage."""
+
+    def __init__(self) -> None:
+        self.by_position: torch.Tensor | None = None
+        self.targets_by_position: torch.Tensor | None = None
+        self.objective: torch.Tensor | None = None
+        self.z_loss: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def add(
+        self, cross_entropy: torch.Tensor, valid: torch.Tensor, objective: torch.Tensor, z_loss: torch.Tensor
+    ) -> None:
+        """Adds a micro-batch: cross_entropy, valid (B, S); objective and z_loss are sums over its tokens."""
+        by_position, targets = cross_entropy.double().sum(0), valid.long().sum(0)
+        if self.by_position is None or self.targets_by_position is None:
+            self.by_position, self.targets_by_position = by_position, targets
+            self.objective, self.z_loss = objective.detach().double(), z_loss.detach().double()
+        else:
+            assert self.objective is not None and self.z_loss is not None
+            self.by_position += by_position
+            self.targets_by_position += targets
+            self.objective += objective.detach()
+            self.z_loss += z_loss.detach()
+
+
+class TrainingLoss(torch.nn.Module):
+    """Cross-entropy with label smoothing, plus z-loss (PaLM, section 5: z_loss x log(Z)^2 a token)."""
+
+    def __init__(self, settings: LossSettings, axis: Axis, vocab_size: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.axis = axis
+        self.vocab_size = vocab_size
+        self.sums = LossSums()
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Weighted objective of a micro-batch, a scalar: logits (B, S, V/tp), labels (B, S), weight ()."""
+        losses = vocabulary_parallel_cross_entropy(
+            logits, labels, self.axis, self.vocab_size, label_smoothing=self.settings.label_smoothing
+        )
+        valid = labels != IGNORED
+        objective = losses.objective.sum()
+        z_loss = objective.new_zeros(())
+        if self.settings.z_loss > 0:
+            z_loss = self.settings.z_loss * losses.log_z.square().masked_fill(~valid, 0.0).sum()
+        self.sums.add(losses.cross_entropy, valid, objective, z_loss)
+        return (objective + z_loss) * weight
+
+    def take(self) -> LossSums:
+        """The sums since the last call."""
+        sums, self.sums = self.sums, LossSums()
+        return sums

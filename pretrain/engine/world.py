@@ -1,0 +1,53 @@
+"""Starting and ending the world of ranks, so that DeepSpeed compiles nothing on a CPU and prints nothing.
+
+DeepSpeed builds a shared-memory communicator at every `init_distributed` on a CPU (a minute and a C++ compiler) unless its
+table of compatible operators is empty before that call. The accelerator is named, for its detection would otherwise import
+what is installed and guess.
+"""
+
+import logging
+import os
+
+import torch
+import torch.distributed as dist
+
+
+def start_world(device_kind: str) -> torch.device:
+    """Joins the process group that the launcher's environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...).
+
+    Args:
+        device_kind: `cpu` (gloo) or `cuda` (NCCL).
+
+    Returns:
+        The device of this rank.
+    """
+    os.environ.setdefault("LOCAL_RANK", os.environ.get("RANK", "0"))
+    local_rank = int(os.environ["LOCAL_RANK"])
+    device = torch.device("cuda", local_rank) if device_kind == "cuda" else torch.device("cpu")
+    if device_kind == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "nccl" if device_kind == "cuda" else "gloo"
+        dist.init_process_group(backend, device_id=device if device_kind == "cuda" else None)
+    start_deepspeed(device_kind)
+    return device
+
+
+def start_deepspeed(device_kind: str) -> None:
+    """Wraps the existing process group in DeepSpeed's communication layer; a second call does nothing."""
+    os.environ["DS_ACCELERATOR"] = device_kind
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    if device_kind == "cpu":
+        deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def end_world() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,63 @@
+"""Normalisation over the width of the residual stream. Statistics are computed in fp32 whatever the input's precision.
+
+Torch's fused kernels accumulate in fp32 by themselves, so a bf16 stream is not cast back and forth. Weights are replicated:
+every tensor rank normalises the whole (B, S, D), and gradients agree because the input and its gradient do.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pretrain.model.carry import Carry, Flow
+from pretrain.model.initialization import ONES, ZEROS
+from pretrain.model.layer import Layer
+from pretrain.model.settings import ModelSettings
+from pretrain.parallel.linear import new_parameter
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, epsilon: float) -> torch.Tensor:
+    """Ba, Kiros and Hinton 2016, over the last dim."""
+    return F.layer_norm(x, weight.shape, weight, bias, epsilon)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, epsilon: float) -> torch.Tensor:
+    """Zhang and Sennrich 2019, over the last dim."""
+    normed = F.rms_norm(x, weight.shape, weight, epsilon)
+    return normed if bias is None else normed + bias
+
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor]
+_KERNELS: dict[str, Kernel] = {"layernorm": layer_norm, "rmsnorm": rms_norm}
+
+
+def _parameters(model: ModelSettings) -> tuple[nn.Parameter, nn.Parameter | None]:
+    weight = new_parameter((model.d_model,), ONES)
+    return weight, new_parameter((model.d_model,), ZEROS) if "norm" in model.biases else None
+
+
+class Norm(nn.Module):
+    """The norm that the settings name, within a block."""
+
+    def __init__(self, model: ModelSettings) -> None:
+        super().__init__()
+        self.weight, self.bias = _parameters(model)
+        self.kernel, self.epsilon = _KERNELS[model.norm], model.norm_epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, S, D) to (B, S, D)."""
+        return self.kernel(x, self.weight, self.bias, self.epsilon)
+
+
+class NormLayer(Layer):
+    """The norm at the end of a pre-norm stack. It holds the parameters itself, so that they are `final_norm.weight`."""
+
+    def __init__(self, model: ModelSettings, flow: Flow) -> None:
+        super().__init__(flow)
+        self.weight, self.bias = _parameters(model)
+        self.kernel, self.epsilon = _KERNELS[model.norm], model.norm_epsilon
+
+    def forward(self, carry: Carry) -> Carry:
+        """Replaces `hidden` (B, S, D)."""
+        return self.pass_on(carry, hidden=self.kernel(carry["hidden"], self.weight, self.bias, self.epsilon))

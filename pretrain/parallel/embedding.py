@@ -1,0 +1,40 @@
+"""A vocabulary whose rows are split over the model axis: embedding of tokens, and the projection to logits.
+
+Each rank holds V/tp rows, rounded up; what lies past the vocabulary is padding that exists in memory alone (`Shard.length`
+says how much is real). A token's row is found by one rank and summed with the zeros of the others. Logits stay split: the loss
+reads them where they are (cross_entropy.py), so (B, S, V) never exists (Shoeybi et al. 2019, section 3).
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pretrain.parallel.collectives import copy_to_axis, reduce_from_axis
+from pretrain.parallel.linear import new_parameter
+from pretrain.parallel.mesh import Axis
+from pretrain.parallel.random import Distribution
+from pretrain.parallel.shard import shard_of
+
+
+class VocabularyTable(nn.Module):
+    """One weight (V/tp, D), for embedding, for logits, or for both where they are tied."""
+
+    def __init__(self, vocab_size: int, d_model: int, axis: Axis, *, weight: Distribution) -> None:
+        super().__init__()
+        self.axis = axis
+        self.weight = new_parameter((vocab_size, d_model), weight, axis, 0)
+        shard = shard_of(self.weight)
+        self.first, self.real = shard.start, shard.length
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, S) ids to (B, S, D), whole on every rank."""
+        if self.axis.size == 1:
+            return F.embedding(tokens, self.weight)
+        local = tokens - self.first
+        foreign = (local < 0) | (local >= self.real)
+        rows = F.embedding(local.masked_fill(foreign, 0), self.weight)
+        return reduce_from_axis(rows.masked_fill(foreign.unsqueeze(-1), 0.0), self.axis)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, S, D) to (B, S, V/tp); columns past the real ones mean nothing and are left out by the loss."""
+        return F.linear(copy_to_axis(hidden, self.axis), self.weight)

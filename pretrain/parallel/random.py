@@ -1,0 +1,153 @@
+"""Counter-based random streams: every value is a pure function of a key and a global index.
+
+value = f(seed, purpose, global name, global index). A rank draws only the part that it holds, and every layout, stage,
+recomputation and resume sees the same weights and the same dropout masks. Nothing is consumed, so there is no state to save.
+
+The generator is SplitMix64 used as a hash of the index (Steele, Lea and Flood 2014, Fast splittable pseudorandom number
+generators; the idea of counter-based streams: Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3). Torch has no
+unsigned 64-bit arithmetic on every device, but int64 products wrap in the same way, so the hash runs on int64. Normal values
+are made in float64 and rounded once, so that the last bit of a float32 weight does not hang on how a tensor was sliced.
+
+Not taken: torch.Generator (its stream depends on the order and shape of the draws: each layout would start elsewhere), and
+drawing whole tensors to cut them (a 540B model's embedding would have to fit on each rank). Cost: 20 to 30 ns a weight on
+one core, once a run; 2 to 3 ns an activation for a dropout mask.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+
+from pretrain.parallel.shard import Shard
+
+_WEYL = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_CHUNK = 1 << 17
+"""Values drawn at once: int64 and float64 temporaries of a chunk stay in the cache."""
+
+
+def _signed(value: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit integer."""
+    value &= 0xFFFFFFFFFFFFFFFF
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def stream_key(seed: int, purpose: str, name: str) -> int:
+    """Key of a stream, a signed 64-bit integer; the separators keep ("a", "bc") apart from ("ab", "c")."""
+    text = f"{seed}\0{purpose}\0{name}".encode()
+    return _signed(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little"))
+
+
+def _shifted_xor_(bits: torch.Tensor, shift: int) -> torch.Tensor:
+    # `>>` on int64 copies the sign; the mask makes it a logical shift.
+    return bits.bitwise_xor_((bits >> shift).bitwise_and_((1 << (64 - shift)) - 1))
+
+
+def hash_bits_(counters: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's output function on int64 counters, in place; neighbouring counters give unrelated bits."""
+    _shifted_xor_(counters.mul_(_signed(_WEYL)), 30)
+    _shifted_xor_(counters.mul_(_signed(_MIX_1)), 27)
+    return _shifted_xor_(counters.mul_(_signed(_MIX_2)), 31)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every value is the same: biases, norm weights."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Independent normal values around 0."""
+
+    std: float
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Independent uniform values in [-bound, bound)."""
+
+    bound: float
+
+
+Distribution = Constant | Normal | Uniform
+
+
+@torch.no_grad()
+def draw_(local: torch.Tensor, shard: Shard, distribution: Distribution, seed: int) -> None:
+    """Fills the local part of a parameter; its padding becomes 0. A tensor on the meta device is left alone.
+
+    Args:
+        local: the rank's tensor, of at least the shard's size.
+        shard: its place in the global parameter; the name keys the stream.
+        distribution: of each value.
+        seed: of the run.
+    """
+    if local.is_meta:
+        return
+    real = shard.real(local)
+    if real.shape != local.shape:
+        local.zero_()
+    if isinstance(distribution, Constant):
+        real.fill_(distribution.value)
+        return
+    assert shard.name, "a parameter is drawn under its global name"
+    key = stream_key(seed, "initialization", shard.name)
+    rows = real.view(-1, real.shape[-1]) if real.dim() > 1 else real.view(1, -1)
+    width = shard.shape[-1]
+    split_columns = shard.dim == len(shard.shape) - 1
+    first_column = shard.start if split_columns else 0
+    first_row = shard.start * math.prod(shard.shape[1:-1]) if shard.dim == 0 and not split_columns else 0
+    assert shard.dim is None or split_columns or shard.dim == 0, "a split along a middle dim has no row range"
+    columns = torch.arange(first_column, first_column + rows.shape[1], device=local.device)
+    step = max(1, _CHUNK // max(1, rows.shape[1]))
+    for start in range(0, rows.shape[0], step):
+        part = rows[start : start + step]
+        index = torch.arange(first_row + start, first_row + start + part.shape[0], device=local.device)
+        part.copy_(_values(key, (index * width).unsqueeze(1) + columns, distribution))
+
+
+def _values(key: int, index: torch.Tensor, distribution: Normal | Uniform) -> torch.Tensor:
+    """float64 values at global indices; two counters an index, so that a normal value has two uniform ones."""
+    counters = index.mul_(2).add_(key)
+    if isinstance(distribution, Uniform):
+        return _unit(hash_bits_(counters)).mul_(2 * distribution.bound).sub_(distribution.bound)
+    # Box and Muller 1958; the radius's uniform is moved to (0, 1] for the logarithm.
+    angle = _unit(hash_bits_(counters + 1)).mul_(2 * math.pi).cos_()
+    radius = _unit(hash_bits_(counters)).neg_().add_(1.0).log_().mul_(-2 * distribution.std**2).sqrt_()
+    return radius.mul_(angle)
+
+
+def _unit(bits: torch.Tensor) -> torch.Tensor:
+    """float64 in [0, 1) from the upper 53 bits."""
+    return (bits >> 11).bitwise_and_((1 << 53) - 1).to(torch.float64).mul_(2.0**-53)
+
+
+_LANES = 4
+_LANE_VALUES = 1 << 16
+
+
+def keep_mask(key: int, rows: torch.Tensor, length: int, rate: float) -> tuple[torch.Tensor, float]:
+    """Which values of each row dropout keeps, and the factor that makes up for the others.
+
+    One hash serves four neighbouring values with 16 bits each; the share that is dropped is `rate` rounded to a multiple of
+    2**-16, and the factor is the inverse of what is really kept, so the expectation is exact.
+
+    Args:
+        key: of the stream.
+        rows: (...) int64, a number for each row, the same under every layout.
+        length: values in a row.
+        rate: share to drop, in (0, 1).
+
+    Returns:
+        Mask (..., length) bool, and the factor of the kept values.
+    """
+    dropped = min(_LANE_VALUES - 1, round(rate * _LANE_VALUES))
+    row_keys = hash_bits_(rows + key)
+    groups = -(-length // _LANES)
+    bits = hash_bits_(row_keys.unsqueeze(-1) + torch.arange(groups, device=rows.device))
+    lanes = bits.view(torch.int16)[..., :length]
+    return lanes >= dropped - _LANE_VALUES // 2, _LANE_VALUES / (_LANE_VALUES - dropped)

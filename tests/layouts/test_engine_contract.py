@@ -1,0 +1,230 @@
+"""What the training loop relies on, held against both engines and every ZeRO stage by one suite (engine/protocol.py)."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pretrain.engine.protocol import Engine, EvaluationResult, Fragment, StateKind, StepResult
+from pretrain.engine.settings import LossSettings
+from pretrain.parallel.layout import ParallelLayout
+from tests.layouts.cases import CASES, LENGTH, Setup, global_batch, micro_batches
+from tests.layouts.conftest import Trace
+from tests.layouts.parity import whole_tensors
+from tests.layouts.recording import copies, start_engine
+from tests.layouts.reference import ReferenceModel, token_losses
+from tests.worlds import World
+
+CASE = "transformer-tied"
+"""Tied over both ends of the pipeline, with dropout, and an encoder whose memory crosses a stage."""
+SETUPS = [
+    Setup(ParallelLayout(dp=2), zero_stage=0),
+    Setup(ParallelLayout(dp=2), zero_stage=1),
+    Setup(ParallelLayout(dp=2), zero_stage=2),
+    Setup(ParallelLayout(dp=2), zero_stage=3),
+    Setup(ParallelLayout(tp=2)),
+    Setup(ParallelLayout(pp=2)),
+    Setup(ParallelLayout(pp=2, tp=2)),
+    Setup(ParallelLayout(pp=2, dp=2)),
+]
+KINDS: tuple[StateKind, ...] = ("weight", "exp_avg", "exp_avg_sq")
+State = list[Fragment]
+
+
+@dataclass(frozen=True)
+class Life:
+    """What one rank saw in the life of an engine; compared in the test process."""
+
+    num_parameters: int
+    fresh: State
+    """Before the first step."""
+    untouched: list[StepResult]
+    """Steps 0 to 3."""
+    saved: State
+    """After step 1."""
+    final: State
+    evaluations: list[EvaluationResult]
+    """Of the same batches after step 1: twice in a row, then micro-batch by micro-batch."""
+    after_evaluation: State
+    evaluated: list[StepResult]
+    """Steps 2 and 3 after the evaluations."""
+    rolled_back: list[StepResult]
+    """Steps 2 and 3 again, after the saved state was put back into the same engine."""
+    restored: list[StepResult]
+    """Steps 2 and 3 of a new engine that was given the saved state."""
+    restored_final: State
+    counts: tuple[int, int]
+    """step and skipped_steps of the new engine at the end."""
+
+
+def _state(engine: Engine) -> State:
+    return [fragment for kind in KINDS for fragment in copies(engine, kind)]
+
+
+def _load(engine: Engine, state: State, step: int) -> None:
+    """Puts a state into an engine, over garbage, so that nothing can be right by chance."""
+    saved = {(f.kind, f.shard.name, f.start): f.tensor for f in state}
+    for fragment in engine.fragments():
+        fragment.tensor.fill_(7.0)
+        fragment.tensor.copy_(saved[fragment.kind, fragment.shard.name, fragment.start])
+    engine.finish_load(step)
+
+
+def _train(engine: Engine, setup: Setup, steps: range) -> list[StepResult]:
+    rank = engine.mesh.data.rank
+    return [engine.train_step(micro_batches(CASES[CASE], step, setup.layout, rank)) for step in steps]
+
+
+def live(setup: Setup) -> Life:
+    """One rank's part in the life of three engines."""
+    engine = start_engine(CASE, setup)
+    fresh = _state(engine)
+    untouched = _train(engine, setup, range(2))
+    saved = _state(engine)
+    untouched += _train(engine, setup, range(2, 4))
+    final = _state(engine)
+    _load(engine, saved, 2)
+    rolled_back = _train(engine, setup, range(2, 4))
+
+    engine = start_engine(CASE, setup)
+    _train(engine, setup, range(2))
+    batches = micro_batches(CASES[CASE], 0, setup.layout, engine.mesh.data.rank)
+    evaluations = [engine.evaluate(batches) for _ in range(2)] + [engine.evaluate([batch]) for batch in batches]
+    after_evaluation = _state(engine)
+    evaluated = _train(engine, setup, range(2, 4))
+
+    engine = start_engine(CASE, setup)
+    _load(engine, saved, 2)
+    restored = _train(engine, setup, range(2, 4))
+    return Life(
+        num_parameters=engine.num_parameters,
+        fresh=fresh,
+        untouched=untouched,
+        saved=saved,
+        final=final,
+        evaluations=evaluations,
+        after_evaluation=after_evaluation,
+        evaluated=evaluated,
+        rolled_back=rolled_back,
+        restored=restored,
+        restored_final=_state(engine),
+        counts=(engine.step, engine.skipped_steps),
+    )
+
+
+@pytest.fixture(scope="module", params=SETUPS, ids=lambda setup: setup.name)
+def lives(request: pytest.FixtureRequest, world: Callable[[int], World]) -> Iterator[list[Life]]:
+    setup: Setup = request.param
+    yield world(setup.layout.world_size).run(live, setup)
+
+
+def _all(lives: list[Life], state: str, kind: StateKind) -> State:
+    return [f for life in lives for f in getattr(life, state) if f.kind == kind]
+
+
+def _assert_same(a: State, b: State) -> None:
+    assert [replace(f, tensor=None) for f in a] == [replace(f, tensor=None) for f in b]  # type: ignore[arg-type]
+    for x, y in zip(a, b, strict=True):
+        assert torch.equal(x.tensor, y.tensor), f"{x.kind} of {x.shard.name}"
+
+
+def test_every_rank_reports_the_same_results(lives: list[Life]):
+    assert all(life.untouched == lives[0].untouched for life in lives)
+    for life in lives:
+        for mine, first in zip(life.evaluations, lives[0].evaluations, strict=True):
+            assert torch.equal(mine.loss_by_position, first.loss_by_position)
+            assert torch.equal(mine.targets_by_position, first.targets_by_position)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_element_of_the_state_is_written_by_exactly_one_rank(
+    lives: list[Life], kind: StateKind, trace: Callable[[str], Trace]
+):
+    wholes = whole_tensors(_all(lives, "saved", kind))
+    expected = trace(CASE).initial
+    assert {name: w.shape for name, w in wholes.items()} == {name: w.shape for name, w in expected.items()}
+    assert all(life.num_parameters == sum(w.numel() for w in expected.values()) for life in lives)
+
+
+def test_moments_are_zero_before_the_first_step(lives: list[Life]):
+    moments = _all(lives, "fresh", "exp_avg") + _all(lives, "fresh", "exp_avg_sq")
+    assert len(moments) == 2 * len(_all(lives, "fresh", "weight"))
+    assert not any(bool(moment.tensor.any()) for moment in moments)
+
+
+def test_evaluation_leaves_state_and_later_steps_as_they_were(lives: list[Life]):
+    for life in lives:
+        _assert_same(life.after_evaluation, life.saved)
+        assert life.evaluated == life.untouched[2:]
+
+
+def test_evaluation_is_the_plain_cross_entropy_without_dropout(lives: list[Life]):
+    case = CASES[CASE]
+    weights = whole_tensors(_all(lives, "saved", "weight"))
+    batch = global_batch(case, 0)
+    model = ReferenceModel(case.config(SETUPS[0].layout, 0).model, dropout=lambda *_: torch.ones(()))
+    logits = model.logits({name: weight.double() for name, weight in weights.items()}, batch)
+    for position in range(LENGTH):
+        column = slice(position, position + 1)
+        expected, _, _ = token_losses(logits[:, column], batch["labels"][:, column], LossSettings())
+        for evaluation in lives[0].evaluations[:2]:
+            assert float(evaluation.loss_by_position[position]) == pytest.approx(float(expected), rel=1e-5)
+            assert int(evaluation.targets_by_position[position]) == int((batch["labels"][:, position] >= 0).sum())
+
+
+def test_evaluations_of_parts_add_up_to_that_of_the_whole(lives: list[Life]):
+    whole, _, *parts = lives[0].evaluations
+    total = torch.stack([part.loss_by_position for part in parts]).sum(0)
+    assert torch.allclose(total, whole.loss_by_position, rtol=1e-6)
+
+
+def test_a_restored_engine_goes_on_bit_identically(lives: list[Life]):
+    for life in lives:
+        assert life.restored == life.untouched[2:]
+        assert life.counts == (4, 0)
+        _assert_same(life.restored_final, life.final)
+
+
+def test_an_engine_can_be_rolled_back(lives: list[Life]):
+    for life in lives:
+        assert life.rolled_back == life.untouched[2:]
+
+
+def skip_a_step(setup: Setup, poisoned_rank: int) -> tuple[list[StepResult], State, State, State, int]:
+    """Step 0 with a NaN in one gradient of one rank, then step 1 without."""
+    engine = start_engine(CASE, setup)
+    before = _state(engine)
+    handles = []
+    if dist.get_rank() == poisoned_rank:
+        parameters = engine._engine.module.parameters()  # type: ignore[attr-defined]
+        handles.append(next(iter(parameters)).register_hook(lambda gradient: gradient * math.nan))
+    results = _train(engine, setup, range(1))
+    after = _state(engine)
+    for handle in handles:
+        handle.remove()
+    results += _train(engine, setup, range(1, 2))
+    return results, before, after, _state(engine), engine.skipped_steps
+
+
+@pytest.mark.parametrize("poisoned_rank", [0, -1], ids=["first_rank", "last_rank"])
+@pytest.mark.parametrize("setup", SETUPS, ids=lambda setup: setup.name)
+def test_a_nan_gradient_on_one_rank_makes_all_ranks_skip_the_step(
+    setup: Setup, poisoned_rank: int, world: Callable[[int], World], trace: Callable[[str], Trace]
+):
+    size = setup.layout.world_size
+    ranks = world(size).run(skip_a_step, setup, poisoned_rank % size)
+    expected_lr = [step.lr for step in trace(CASE).reference.steps[:2]]
+    for results, before, after, trained, skipped_steps in ranks:
+        assert [result.skipped for result in results] == [True, False]
+        assert not math.isfinite(results[0].grad_norm)
+        assert math.isfinite(results[1].grad_norm)
+        assert math.isfinite(results[0].loss)
+        assert skipped_steps == 1
+        _assert_same(after, before)
+        assert not any(
+            torch.equal(a.tensor, b.tensor) for a, b in zip(after, trained, strict=True) if a.kind == "exp_avg"
+        )
+        assert [result.lr for result in results] == pytest.approx(expected_lr, rel=1e-12)

@@ -1,0 +1,75 @@
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.worlds import RanksFailed, World, run_ranks
+
+
+def _rank_and_sum() -> tuple[int, float]:
+    value = torch.tensor([float(dist.get_rank() + 1)])
+    dist.all_reduce(value)
+    return dist.get_rank(), value.item()
+
+
+def _fail_on_rank_1(message: str) -> None:
+    if dist.get_rank() == 1:
+        raise KeyError(message)
+    dist.barrier()
+
+
+def _die_on_rank_1() -> None:
+    if dist.get_rank() == 1:
+        os._exit(7)
+    dist.barrier()
+
+
+def _hang_on_rank_0() -> None:
+    if dist.get_rank() == 0:
+        while True:
+            time.sleep(60)
+
+
+def _alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_ranks_answer_in_order_and_share_a_process_group():
+    assert run_ranks(3, _rank_and_sum) == [(0, 6.0), (1, 6.0), (2, 6.0)]
+
+
+def test_a_world_keeps_its_ranks_between_calls_and_ends_them_at_close():
+    with World(2) as world:
+        first = world.run(os.getpid)
+        assert world.run(os.getpid) == first == world.process_ids
+    assert not any(_alive(process_id) for process_id in first)
+
+
+def test_an_exception_in_a_rank_reaches_the_test_with_its_traceback():
+    with World(2) as world:
+        with pytest.raises(RanksFailed, match="rank 1 raised") as caught:
+            world.run(_fail_on_rank_1, "the cause")
+        assert "_fail_on_rank_1" in str(caught.value)
+        assert "the cause" in str(caught.value)
+        assert world.run(_rank_and_sum) == [(0, 3.0), (1, 3.0)]
+
+
+def test_the_death_of_a_rank_is_told_with_its_exit_code():
+    with pytest.raises(RanksFailed, match="rank 1 died with exit code 7"):
+        run_ranks(2, _die_on_rank_1)
+
+
+def test_a_hanging_rank_is_told_with_its_stack_and_killed():
+    with World(2) as world:
+        process_ids = world.run(os.getpid)
+        with pytest.raises(RanksFailed, match="rank 0 did not answer in time") as caught:
+            world.run(_hang_on_rank_0, timeout_s=0.5)
+        assert "_hang_on_rank_0" in str(caught.value)
+        assert "rank 1 returned" in str(caught.value)
+        assert not any(_alive(process_id) for process_id in process_ids)

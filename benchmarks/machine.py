@@ -2,6 +2,7 @@
 
 import platform
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,16 @@ _SHAPES = ((2048, 512, 2048), (4096, 512, 2048), (4096, 2048, 512), (2048, 2048,
 """(rows, inner, columns): those of a small model's feed-forward, and a square one."""
 
 
-def matmul_peak_flops(dtype: torch.dtype, repeats: int = 12) -> float:
-    """Best FLOP/s of a matrix product over a few shapes, measured now; random data, the best of the repeats."""
+def matmul_peak_flops(dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter, repeats: int = 12) -> float:
+    """Best FLOP/s of a matrix product over a few shapes, measured now by `clock`; random data, the best of the repeats."""
     best = 0.0
     for rows, inner, columns in _SHAPES:
         a, b = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
         torch.nn.functional.linear(a, b)
         for _ in range(repeats):
-            start = time.perf_counter()
+            start = clock()
             torch.nn.functional.linear(a, b)
-            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - start))
+            best = max(best, 2 * rows * inner * columns / (clock() - start))
     return best
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import socket
+import statistics
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import contestants
-from benchmarks.contest import Ratio, Step, Timings, interleave
+from benchmarks.contest import READ, Clock, Ratio, Step, Timings, interleave
 from benchmarks.contestants import Precision, random_batches, run_config
 from benchmarks.machine import describe_machine, matmul_peak_flops
-from benchmarks.profile import compare
+from benchmarks.profiling import compare
 from pretrain.config import RunConfig
 from pretrain.engine.world import end_world, start_world
 from pretrain.model.flops import flops_per_token, num_parameters
@@ -74,12 +75,12 @@ def _measure_precision(arguments: argparse.Namespace, precision: Precision, cons
         micro_batch_sequences=arguments.micro_batch_sequences,
     )
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    peak = matmul_peak_flops(dtype)
+    peak = matmul_peak_flops(dtype, READ[arguments.clock])
     steps = {name: BUILDERS[name](config) for name in arguments.contestants}
     batches = random_batches(config, arguments.warmup + arguments.rounds)
     timings = interleave(steps, batches, warmup=arguments.warmup)
-    peak = max(peak, matmul_peak_flops(dtype))
-    found = _summary(config, timings, peak)
+    peak = max(peak, matmul_peak_flops(dtype, READ[arguments.clock]))
+    found = _summary(config, timings, peak, arguments.clock)
     console.print(_table(precision, config, found))
     if arguments.profile:
         console.print(compare(steps, batches[-1], TITLES))
@@ -97,8 +98,9 @@ def _model(arguments: argparse.Namespace) -> ModelSettings:
     )
 
 
-def _summary(config: RunConfig, timings: Timings, peak: float) -> dict[str, Any]:
+def _summary(config: RunConfig, timings: Timings, peak: float, clock: Clock) -> dict[str, Any]:
     """What goes into the results file for one precision. Raises RuntimeError where the losses show unequal work."""
+    seconds = timings.seconds(clock)
     flops = flops_per_token(config.model, config.data.sequence_length)
     tokens = config.train.global_batch_tokens
     found: dict[str, Any] = {
@@ -109,21 +111,23 @@ def _summary(config: RunConfig, timings: Timings, peak: float) -> dict[str, Any]
         "sequence_length": config.data.sequence_length,
         "zero_stage": config.layout.zero_stage,
         "matmul_peak_gflops": round(peak / 1e9, 1),
+        "clock": clock,
         "contestants": {},
         "comparisons": {},
     }
-    for name in timings.seconds:
-        median = timings.median_s(name)
+    for name in seconds:
+        median = statistics.median(seconds[name])
         found["contestants"][name] = {
             "median_step_s": round(median, 4),
             "tokens_per_second": round(tokens / median, 1),
             "share_of_matmul_peak": round(flops * tokens / median / peak, 4),
-            "step_s": [round(value, 4) for value in timings.seconds[name]],
+            "wall_s": [round(value, 4) for value in timings.wall_s[name]],
+            "cpu_s": [round(value, 4) for value in timings.cpu_s[name]],
             "last_loss": round(timings.losses[name][-1], 5),
         }
     for name, base, goal in COMPARISONS:
-        if name in timings.seconds and base in timings.seconds:
-            found["comparisons"][f"{name} / {base}"] = _comparison(timings.ratio(name, base), goal)
+        if name in seconds and base in seconds:
+            found["comparisons"][f"{name} / {base}"] = _comparison(timings.ratio(name, base, clock), goal)
     if {"engine", "layers"} <= timings.losses.keys():
         pairs = zip(timings.losses["engine"], timings.losses["layers"], strict=True)
         apart = max(abs(ours - theirs) for ours, theirs in pairs)
@@ -145,7 +149,7 @@ def _comparison(ratio: Ratio, goal: float) -> dict[str, Any]:
 def _table(precision: str, config: RunConfig, found: dict[str, Any]) -> Table:
     table = Table(
         title=f"{precision}: {found['parameters']:,} parameters, {found['tokens_per_step']:,} tokens a step, "
-        f"ZeRO-{config.layout.zero_stage}, products at best {found['matmul_peak_gflops']:.0f} GFLOP/s"
+        f"ZeRO-{config.layout.zero_stage}, {found['clock']} time, products at best {found['matmul_peak_gflops']:.0f} GFLOP/s"
     )
     for column in ("", "step, median", "tokens/s", "of peak", "overhead (95 %)", "goal"):
         table.add_column(column, justify="left" if not column else "right")

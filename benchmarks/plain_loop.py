@@ -65,7 +65,8 @@ class PlainLoop:
         self.optimizer.zero_grad()
         if self.low_precision:
             with torch.no_grad():
-                torch._foreach_copy_(self.weights, self.masters)
+                for weight, master in zip(self.weights, self.masters, strict=True):
+                    weight.copy_(master)
         return float(loss)
 
     def _accumulate(self) -> None:

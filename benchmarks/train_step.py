@@ -30,6 +30,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds: each contestant takes one step a round")
     parser.add_argument("--warmup", type=int, default=3, help="rounds before them")
     parser.add_argument("--contestants", nargs="+", default=["engine", "layers", "minimal"])
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine, one thread")
     parser.add_argument("--vocab-size", type=int, default=8192)
     parser.add_argument("--d-model", type=int, default=512)
     parser.add_argument("--num-layers", type=int, default=8)

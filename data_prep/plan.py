@@ -4,15 +4,12 @@ Ranges depend on the corpus and on `task_bytes` alone, never on the number of wo
 are put together in the order of the ranges. So the output is the same, byte for byte, whoever did the work.
 """
 
-import glob
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from data_prep.packages import fetch_catalogues
-from data_prep.read import download_hub, parquet_row_groups
+from data_prep.read import FileRange, Part, download_hub, parquet_row_groups
 from pretrain.data.settings import CorpusSettings
 from pretrain.errors import DataError
 from pretrain.files import told_as_storage_error
@@ -26,38 +23,6 @@ SUFFIXES = {
 """What is taken from a folder; None: every file. A file that is named is taken whatever its suffix."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """A file, or a piece of one."""
-
-    path: str
-    name: str
-    """The file as users know it."""
-    start: int
-    """First byte (jsonl) or row group (parquet) of the piece."""
-    stop: int
-    size: int
-    """Bytes of the piece."""
-    modified_ns: int
-
-
-@dataclass(frozen=True)
-class FileRange:
-    """What one task reads: about `task_bytes` of files, in a fixed order."""
-
-    index: int
-    parts: tuple[Part, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes in all."""
-        return sum(part.size for part in self.parts)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For hashing."""
-        return asdict(self)
-
-
 def plan_ranges(corpus: CorpusSettings, folder: Path, task_bytes: int) -> list[FileRange]:
     """Lists the corpus and cuts it into ranges; packages and hub data sets are fetched into `folder` first.
 
@@ -65,8 +30,8 @@ def plan_ranges(corpus: CorpusSettings, folder: Path, task_bytes: int) -> list[F
         DataError: nothing is there, a name matches nothing, or a source cannot be fetched.
         StorageError: a file that may not be read.
     """
-    parts = [part for part in _parts(corpus, folder, task_bytes) if part.size]
-    if not parts:
+    parts = list(_parts(corpus, folder, task_bytes))
+    if not any(part.size for part in parts):
         raise DataError(f"prepare.corpus: {_describe(corpus)} holds no text: no file, or empty files alone")
     ranges: list[FileRange] = []
     current: list[Part] = []
@@ -117,7 +82,7 @@ def _files(corpus: CorpusSettings) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in corpus.paths:
         path = Path(pattern).expanduser()
-        matches = [path] if path.exists() else sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        matches = [path] if path.exists() else _matches(path)
         files = [file for match in matches for file in _files_under(match, corpus.source)]
         if not files:
             suffixes = SUFFIXES[corpus.source]
@@ -125,6 +90,12 @@ def _files(corpus: CorpusSettings) -> list[Path]:
             raise DataError(f"prepare.corpus.paths: {pattern!r} matches {kind} (relative to {Path.cwd()})")
         found.update(dict.fromkeys(files))
     return list(found)
+
+
+def _matches(pattern: Path) -> list[Path]:
+    root = Path(pattern.anchor)
+    relative = str(pattern.relative_to(root))
+    return sorted(root.glob(relative))
 
 
 def _files_under(path: Path, source: str) -> list[Path]:

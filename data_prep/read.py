@@ -7,21 +7,53 @@ for; no remote code is ever run, and a revision is required.
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO
 
 from data_prep.catalogues import BadCatalogue, read_catalogue
 from data_prep.clean import bad_text, clean_pair, clean_text
 from pretrain.data.settings import CorpusSettings, PrepareSettings
-from pretrain.errors import DataError, StorageError
-from pretrain.files import told_as_storage_error, write_atomically
-
-if TYPE_CHECKING:
-    from data_prep.plan import FileRange, Part
+from pretrain.errors import DataError
+from pretrain.files import told_as_storage_error
 
 PARQUET_BATCH_ROWS = 1024
+LINE_BYTES_PER_DOCUMENT_BYTE = 8
+"""How much longer than its longest text a row of .jsonl may be: escapes take up to six bytes a letter, other fields the rest."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file, or a piece of one."""
+
+    path: str
+    name: str
+    """The file as users know it."""
+    start: int
+    """First byte (jsonl) or row group (parquet) of the piece."""
+    stop: int
+    size: int
+    """Bytes of the piece."""
+    modified_ns: int
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """What one task reads: about `task_bytes` of files, in a fixed order."""
+
+    index: int
+    parts: tuple[Part, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return sum(part.size for part in self.parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For hashing."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -57,7 +89,7 @@ Item = Document | BadDocument | Dropped
 EMPTY = "empty"
 
 
-def read_range(files: "FileRange", prepare: PrepareSettings) -> Iterator[Item]:
+def read_range(files: FileRange, prepare: PrepareSettings) -> Iterator[Item]:
     """All that a range holds, in a fixed order. Raises DataError, StorageError where a file is gone or may not be read."""
     for part in files.parts:
         try:
@@ -67,17 +99,21 @@ def read_range(files: "FileRange", prepare: PrepareSettings) -> Iterator[Item]:
             raise DataError(f"{part.path}: gone since the corpus was listed; prepare again") from None
 
 
-def _read_text(part: "Part", prepare: PrepareSettings) -> Iterator[Item]:
+def _read_text(part: Part, prepare: PrepareSettings) -> Iterator[Item]:
+    if part.size > prepare.max_document_bytes:
+        yield BadDocument(part.name, None, _too_long(part.size, prepare))
+        return
     content = Path(part.path).read_bytes()
-    yield _document_of_bytes(content, part.name, None, prepare)
-
-
-def _document_of_bytes(content: bytes, file: str, line: int | None, prepare: PrepareSettings) -> Item:
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
-        return BadDocument(file, line, f"not UTF-8: byte {error.start} is 0x{content[error.start]:02x}")
-    return _document(text, file, line, prepare)
+        yield BadDocument(part.name, None, f"not UTF-8: byte {error.start} is 0x{content[error.start]:02x}")
+        return
+    yield _document(text, part.name, None, prepare)
+
+
+def _too_long(size: int, prepare: PrepareSettings) -> str:
+    return f"{size:,} bytes, over max_document_bytes={prepare.max_document_bytes:,}"
 
 
 def _document(text: str, file: str, line: int | None, prepare: PrepareSettings) -> Item:
@@ -88,7 +124,7 @@ def _document(text: str, file: str, line: int | None, prepare: PrepareSettings) 
         return Dropped(EMPTY)
     document = Document((text,))
     if document.text_bytes > prepare.max_document_bytes:
-        return BadDocument(file, line, f"{document.text_bytes:,} bytes, over max_document_bytes={prepare.max_document_bytes:,}")
+        return BadDocument(file, line, _too_long(document.text_bytes, prepare))
     return document
 
 
@@ -102,7 +138,7 @@ def _pair(source: str, target: str, file: str, line: int | None, prepare: Prepar
     return Dropped(cleaned) if isinstance(cleaned, str) else Document(cleaned)
 
 
-def _read_catalogue(part: "Part", prepare: PrepareSettings) -> Iterator[Item]:
+def _read_catalogue(part: Part, prepare: PrepareSettings) -> Iterator[Item]:
     try:
         for source, target in read_catalogue(Path(part.path).read_bytes()):
             yield _pair(source, target, part.name, None, prepare)
@@ -110,7 +146,7 @@ def _read_catalogue(part: "Part", prepare: PrepareSettings) -> Iterator[Item]:
         yield BadDocument(part.name, None, str(error))
 
 
-def _read_jsonl(part: "Part", prepare: PrepareSettings) -> Iterator[Item]:
+def _read_jsonl(part: Part, prepare: PrepareSettings) -> Iterator[Item]:
     """Lines that begin within the part; a compressed file is read whole."""
     if part.path.endswith(".gz"):
         yield from _read_compressed(part, prepare)
@@ -119,24 +155,48 @@ def _read_jsonl(part: "Part", prepare: PrepareSettings) -> Iterator[Item]:
         if part.start > 0:
             # A line that begins before the part belongs to the part before, and is skipped here up to its end.
             file.seek(part.start - 1)
-            file.readline()
+            _skip_line(file)
         while (at := file.tell()) < part.stop:
-            line = file.readline()
-            item = _row_of_line(line, prepare)
-            yield BadDocument(part.name, _line_number(part.path, at), item.reason) if isinstance(item, BadDocument) else item
+            item = _row_of_line(_read_line(file, prepare), prepare)
+            yield (
+                BadDocument(part.name, _line_number(part.path, at), item.reason)
+                if isinstance(item, BadDocument)
+                else item
+            )
 
 
-def _read_compressed(part: "Part", prepare: PrepareSettings) -> Iterator[Item]:
+def _read_compressed(part: Part, prepare: PrepareSettings) -> Iterator[Item]:
+    number = 0
     try:
         with gzip.open(part.path) as file:
-            for number, line in enumerate(file, start=1):
+            while line := _read_line(file, prepare):
+                number += 1
                 item = _row_of_line(line, prepare)
                 yield BadDocument(part.name, number, item.reason) if isinstance(item, BadDocument) else item
-    except (EOFError, gzip.BadGzipFile) as error:
-        yield BadDocument(part.name, None, f"damaged gzip file: {error}")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        yield BadDocument(part.name, number + 1, f"damaged gzip file: {error}")
+
+
+def _longest_line(prepare: PrepareSettings) -> int:
+    return LINE_BYTES_PER_DOCUMENT_BYTE * prepare.max_document_bytes
+
+
+def _read_line(file: BinaryIO | gzip.GzipFile, prepare: PrepareSettings) -> bytes:
+    """The next line, or the start of one that is too long to be a row (a file without line ends must not fill the memory)."""
+    line = file.readline(_longest_line(prepare) + 1)
+    if len(line) > _longest_line(prepare) and not line.endswith(b"\n"):
+        _skip_line(file)
+    return line
+
+
+def _skip_line(file: BinaryIO | gzip.GzipFile) -> None:
+    while (piece := file.readline(1 << 20)) and not piece.endswith(b"\n"):
+        pass
 
 
 def _row_of_line(line: bytes, prepare: PrepareSettings) -> Item:
+    if len(line) > _longest_line(prepare):
+        return BadDocument("", None, f"a line of more than {_longest_line(prepare):,} bytes")
     if not line.strip():
         return Dropped(EMPTY)
     try:
@@ -170,7 +230,9 @@ def _row(row: Any, file: str, line: int | None, prepare: PrepareSettings) -> Ite
         if not isinstance(value, str):
             return BadDocument(file, line, f"field {name!r} is {type(value).__name__}, not text")
         values.append(value)
-    return _document(*values, file, line, prepare) if len(values) == 1 else _pair(*values, file, line, prepare)
+    if corpus.kind == "text":
+        return _document(values[0], file, line, prepare)
+    return _pair(values[0], values[1], file, line, prepare)
 
 
 def _field(row: Any, name: str) -> Any:
@@ -182,7 +244,7 @@ def _field(row: Any, name: str) -> Any:
     return row
 
 
-def _read_parquet(part: "Part", prepare: PrepareSettings) -> Iterator[Item]:
+def _read_parquet(part: Part, prepare: PrepareSettings) -> Iterator[Item]:
     import pyarrow
     import pyarrow.parquet
 
@@ -224,8 +286,12 @@ def download_hub(corpus: CorpusSettings, folder: Path) -> list[Path]:
     Raises DataError where it has no pinned revision, cannot be fetched, or would need code of its own.
     """
     if not corpus.name or not corpus.revision:
-        raise DataError("prepare.corpus: source hub needs `name` and `revision` (a commit: without it a run cannot be repeated)")
-    stem = "-".join(part.replace("/", "--") for part in (corpus.name, corpus.subset or "", corpus.split, corpus.revision))
+        raise DataError(
+            "prepare.corpus: source hub needs `name` and `revision` (a commit: without it a run cannot be repeated)"
+        )
+    stem = "-".join(
+        part.replace("/", "--") for part in (corpus.name, corpus.subset or "", corpus.split, corpus.revision)
+    )
     path = folder / f"{stem.strip('.')}.parquet"
     if path.exists():
         return [path]
@@ -246,7 +312,7 @@ def download_hub(corpus: CorpusSettings, folder: Path) -> list[Path]:
     return [path]
 
 
-_SOURCES: Mapping[str, Callable[["Part", PrepareSettings], Iterator[Item]]] = {
+_SOURCES: Mapping[str, Callable[[Part, PrepareSettings], Iterator[Item]]] = {
     "standard_library": _read_text,
     "text": _read_text,
     "jsonl": _read_jsonl,

@@ -183,10 +183,8 @@ def suggest_field(root: type[Settings], dotted: str, part: type[BaseModel] | Non
     key = dotted.rpartition(".")[2]
     siblings = list((part or root).model_fields)
     everywhere = list(field_paths(root))
-    near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.6)
-    exact = [p for p in everywhere if p.rpartition(".")[2] == key]
-    close = exact if exact and not difflib.get_close_matches(key, siblings, n=1, cutoff=0.8) else []
-    close = close or [".".join((*path, k)) for k in near]
+    near = _closest_first(key, siblings, cutoff=0.6) or [k for k in siblings if key in k.split("_")]
+    close = [p for p in everywhere if p.rpartition(".")[2] == key] or [".".join((*path, k)) for k in near[:1]]
     close = close or difflib.get_close_matches(dotted, everywhere, n=1, cutoff=0.6)
     if not close:
         last_words = {p.rpartition(".")[2]: p for p in reversed(everywhere)}
@@ -194,6 +192,15 @@ def suggest_field(root: type[Settings], dotted: str, part: type[BaseModel] | Non
     if close:
         return f"; did you mean {close[0]}?"
     return f"; {'.'.join(path) or 'the config'} has {', '.join(siblings)}"
+
+
+def _closest_first(word: str, known: Sequence[str], cutoff: float) -> list[str]:
+    """Close matches; of equally close ones, those that start alike come first: typing goes wrong late in a word."""
+
+    def closeness(other: str) -> tuple[float, bool]:
+        return difflib.SequenceMatcher(None, word, other).ratio(), word[:1] == other[:1]
+
+    return sorted(difflib.get_close_matches(word, known, n=5, cutoff=cutoff), key=closeness, reverse=True)
 
 
 def field_paths(part: type[BaseModel], prefix: str = "") -> Iterator[str]:

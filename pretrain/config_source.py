@@ -23,6 +23,7 @@ from pretrain.files import storage_error
 KeyPath = tuple[str, ...]
 """A path in the tree, list positions written as digits: ("samples", "prompts", "0")."""
 
+_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null"))
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 
@@ -127,6 +128,8 @@ def _kind(node: Node) -> str:
 def _plain(loader: _Loader, node: Node, path: KeyPath, document: Document, file: str) -> Any:
     """The plain value of a node; records the source of every path under it."""
     document.sources[path] = Source(file, node.start_mark.line + 1)
+    if node.tag not in _TAGS:
+        raise yaml.MarkedYAMLError(problem=f"the tag {node.tag!r} is not accepted", problem_mark=node.start_mark)
     if isinstance(node, SequenceNode):
         return [_plain(loader, child, (*path, str(i)), document, file) for i, child in enumerate(node.value)]
     if isinstance(node, MappingNode):
@@ -142,8 +145,6 @@ def _plain(loader: _Loader, node: Node, path: KeyPath, document: Document, file:
             found[key] = _plain(loader, value_node, (*path, key), document, file)
             document.sources[*path, key] = Source(file, key_node.start_mark.line + 1)
         return found
-    if node.tag.removeprefix("tag:yaml.org,2002:") not in ("null", "bool", "int", "float", "str"):
-        raise yaml.MarkedYAMLError(problem=f"the tag {node.tag!r} is not accepted", problem_mark=node.start_mark)
     return loader.construct_object(node)
 
 

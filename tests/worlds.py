@@ -41,7 +41,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 Result = TypeVar("Result")
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch.distributed.nn", "torch._dynamo"])
+_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch._inductor.compile_fx"])
 _GRACE_S = 1.5
 """How long the other ranks may still report after the first fault; most of them hang in a collective by then."""
 

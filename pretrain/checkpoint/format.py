@@ -169,6 +169,12 @@ def registered_generations(run_dir: Path) -> set[int]:
     return {number for number in numbers if isinstance(number, int)}
 
 
+def changes_of_launch(run_dir: Path, generation: int) -> list[str]:
+    """What a launch changed of the config, as the launcher noted it: lines such as `data.dir: old -> new`."""
+    rows = read_json_lines(run_dir / ATTEMPTS)
+    return [str(change) for row in rows if row.get("generation") == generation for change in row.get("changes", ())]
+
+
 def stored_checkpoints(run_dir: Path) -> list[CheckpointRef]:
     """Every checkpoint folder under its final name, committed or not, newest first."""
     found = []

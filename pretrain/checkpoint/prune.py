@@ -30,6 +30,7 @@ def prune(run_dir: Path, newest: CheckpointRef, keep: int) -> list[CheckpointRef
             delete(ref)
             deleted.append(ref)
     _remove_partial_folders(run_dir, newest.generation)
+    _remove_empty_step_folders(run_dir)
     return deleted
 
 
@@ -39,7 +40,6 @@ def delete(ref: CheckpointRef) -> None:
         ref.marker.unlink()
         sync_folder(ref.path)
     shutil.rmtree(ref.path)
-    _remove_if_empty(ref.path.parent)
 
 
 def _remove_partial_folders(run_dir: Path, generation: int) -> None:
@@ -47,9 +47,9 @@ def _remove_partial_folders(run_dir: Path, generation: int) -> None:
         number = partial.name.removeprefix(".gen-").removesuffix(".partial")
         if number.isdecimal() and int(number) < generation:
             shutil.rmtree(partial)
-            _remove_if_empty(partial.parent)
 
 
-def _remove_if_empty(folder: Path) -> None:
-    if not any(folder.iterdir()):
-        folder.rmdir()
+def _remove_empty_step_folders(run_dir: Path) -> None:
+    for folder in (run_dir / CHECKPOINTS).glob("step-*"):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()

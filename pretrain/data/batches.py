@@ -8,9 +8,9 @@
 The global batch of step k is the samples at positions k*G .. k*G + G - 1 of the order; data rank d takes the d-th of `data_size`
 equal runs of them. Nothing is communicated, and the union over the ranks is the same for every data-parallel size.
 
-Way of the tokens: memory map -> preallocated arrays -> one prefetch thread. There are no worker processes: they cost more (pickling,
-copies, start-up) than the reading itself. The arrays are a ring, so **a step's tensors stay valid until the next step is
-asked for**; who keeps them longer must clone them.
+Way of the tokens: memory map -> preallocated arrays -> one prefetch thread. There are no worker processes: they cost more
+(pickling, copies, start-up) than the reading itself. The arrays are a ring: **a step's tensors stay valid until the next step
+is asked for**; who keeps them longer must clone them.
 """
 
 import queue

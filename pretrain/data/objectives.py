@@ -24,6 +24,8 @@ from pretrain.data.settings import DataSettings
 from pretrain.data.token_shards import TokenShards
 from pretrain.errors import DataError
 
+TARGET_FIELDS, SOURCE_FIELDS = ("tokens", "positions", "documents"), ("source_tokens", "source_documents")
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -35,7 +37,9 @@ class Rows:
     @classmethod
     def empty(cls, rows: int, widths: Mapping[str, int], sequence_length: int) -> "Rows":
         """Unfilled rows of the given widths."""
-        fields = {name: np.empty((rows, width), dtype=np.int64) for name, width in widths.items()}
+        fields: dict[str, np.ndarray] = {}
+        for name, width in widths.items():
+            fields[name] = np.empty((rows, width), dtype=np.int64)
         fields["sample"] = np.empty(rows, dtype=np.int64)
         return cls(fields, np.empty((rows, sequence_length), dtype=np.int64))
 
@@ -91,41 +95,46 @@ class CausalWindows:
         self._count = np.arange(sequence_length, dtype=np.int64)
         self.sequence_length = sequence_length
         self.padding = shards.manifest.special.padding
-        self.widths = dict.fromkeys(("tokens", "positions", "documents"), sequence_length)
-        self.facts = {"objective": "causal", "sequence_length": sequence_length, "document_mask": document_mask}
+        self._end_of_text = shards.manifest.special.end_of_text
+        self.widths: Mapping[str, int] = dict.fromkeys(TARGET_FIELDS, sequence_length)
+        self.facts: Mapping[str, Any] = {
+            "objective": "causal",
+            "sequence_length": sequence_length,
+            "document_mask": document_mask,
+        }
         targets = max(shards.num_tokens - 1, 0)
         self.num_samples = targets // sequence_length
         self.num_validation_samples = -(-targets // sequence_length)
 
     def fill(self, samples: np.ndarray, rows: Rows) -> None:
         """Fills rows with the windows of these numbers."""
+        rows = rows.part(0, len(samples))
         tokens, labels = rows.fields["tokens"], rows.labels
-        positions, documents = rows.fields["positions"], rows.fields["documents"]
-        length = self.sequence_length
-        for row, window in enumerate(samples.tolist()):
-            start = window * length
-            stop = min(start + length + 1, self._shards.num_tokens)
-            ids = self._shards.read(start, stop)  # (S + 1,), shorter at the end of the stream
-            filled = len(ids) - 1
-            if filled < length:
+        rows.fields["positions"][:] = self._count
+        rows.fields["documents"].fill(0)
+        for row, ids in enumerate(self._shards.read_windows(samples * self.sequence_length, self.sequence_length + 1)):
+            filled = len(ids) - 1  # S, but for the last window of the stream
+            if filled < self.sequence_length:
                 rows.part(row, row + 1).clear(self.padding)
+                rows.fields["documents"][row, :filled] = 0
             tokens[row, :filled] = ids[:-1]
             labels[row, :filled] = ids[1:]
-            positions[row, :filled] = self._count[:filled]
-            documents[row, :filled] = 0
-            if self._isolate:
-                starts = self._shards.document_starts(start + 1, stop) - start  # in 1 .. filled
-                if len(starts):
-                    labels[row, starts - 1] = IGNORED
-                    self._restart(starts, positions[row, :filled], documents[row, :filled])
+        if self._isolate:
+            self._separate(rows)
 
-    def _restart(self, starts: np.ndarray, positions: np.ndarray, documents: np.ndarray) -> None:
-        """Numbers documents and positions of one row, given where the second and later documents start."""
-        starts = starts[starts < len(positions)]
-        bounds = np.concatenate([[0], starts, [len(positions)]])
-        lengths = np.diff(bounds)
-        documents[:] = np.repeat(np.arange(len(lengths)), lengths)
-        positions -= np.repeat(bounds[:-1], lengths)
+    def _separate(self, rows: Rows) -> None:
+        """Numbers the documents of each row, restarts positions, and takes away the targets that cross from one to the next."""
+        ends = (
+            rows.fields["tokens"] == self._end_of_text
+        )  # (B, S); no text holds this id, and every document ends with it
+        rows.labels[ends] = IGNORED
+        some = np.flatnonzero(ends[:, :-1].any(axis=1))
+        starts = np.zeros((len(some), self.sequence_length), dtype=bool)
+        starts[:, 1:] = ends[some, :-1]
+        padded = rows.fields["documents"][some] < 0
+        rows.fields["documents"][some] = np.where(padded, -1, np.cumsum(starts, axis=1))
+        first = np.maximum.accumulate(np.where(starts, self._count, 0), axis=1)
+        rows.fields["positions"][some] = np.where(padded, 0, self._count - first)
 
 
 class PairRows:
@@ -145,9 +154,11 @@ class PairRows:
         self._shards = shards
         self.sequence_length, self.source_length = sequence_length, source_length
         self.padding = shards.manifest.special.padding
-        self.widths = dict.fromkeys(("tokens", "positions", "documents"), sequence_length)
-        self.widths |= dict.fromkeys(("source_tokens", "source_documents"), source_length)
-        self.facts = {
+        self.widths: Mapping[str, int] = {
+            **dict.fromkeys(TARGET_FIELDS, sequence_length),
+            **dict.fromkeys(SOURCE_FIELDS, source_length),
+        }
+        self.facts: Mapping[str, Any] = {
             "objective": "seq2seq",
             "sequence_length": sequence_length,
             "source_length": source_length,

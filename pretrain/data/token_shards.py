@@ -18,31 +18,40 @@ footer grows a hundredfold); hashing whole files at the start (minutes on large 
 Arrow or Parquet (a decode and a copy for each read). No torch here: preparation and the launcher read this module.
 """
 
-import json
 import mmap
+import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import xxhash
 
-from pretrain.errors import DataError
+from pretrain.data.manifest import END_OF_TEXT as END_OF_TEXT
+from pretrain.data.manifest import MANIFEST_FORMAT as MANIFEST_FORMAT
+from pretrain.data.manifest import MANIFEST_NAME as MANIFEST_NAME
+from pretrain.data.manifest import PADDING as PADDING
+from pretrain.data.manifest import SPLITS as SPLITS
+from pretrain.data.manifest import TARGET as TARGET
+from pretrain.data.manifest import TOKEN_BYTES_NAME as TOKEN_BYTES_NAME
+from pretrain.data.manifest import TOKENIZER_NAME as TOKENIZER_NAME
+from pretrain.data.manifest import Manifest as Manifest
+from pretrain.data.manifest import ShardRecord as ShardRecord
+from pretrain.data.manifest import SpecialTokens as SpecialTokens
+from pretrain.data.manifest import Split as Split
+from pretrain.data.manifest import SplitRecord as SplitRecord
+from pretrain.data.manifest import read_manifest as read_manifest
+from pretrain.data.manifest import read_token_bytes as read_token_bytes
+from pretrain.data.manifest import token_dtype as token_dtype
+from pretrain.errors import DataError, StorageError
 from pretrain.files import hash_bytes, path_within, told_as_storage_error, write_atomically
 
-Split = Literal["train", "validation"]
-SPLITS: tuple[Split, ...] = ("train", "validation")
 Verify = Literal["read", "open", "never"]
 """When blocks are held against their hashes: at the first read of each, all of them at the start, or not at all."""
 
-END_OF_TEXT, TARGET, PADDING = "<|endoftext|>", "<|target|>", "<|padding|>"
-"""Ends every document; stands between the two sides of a pair; fills up batches, never stored."""
-
-MANIFEST_NAME, TOKENIZER_NAME, TOKEN_BYTES_NAME = "manifest.json", "tokenizer.json", "token_bytes.bin"
-MANIFEST_FORMAT = 1
 BLOCK_BYTES = 1 << 20
 ANCHOR_DOCUMENTS = 256
 OPEN_SHARDS = 256
@@ -52,173 +61,6 @@ _HEADER = Struct("<8sIIQQQQ16x")
 _MAGIC, _END_MAGIC, _VERSION = b"TOKSHARD", b"DRAHSKOT", 1
 _PAIRS = 1
 _FOOTER_TAIL = Struct("<16s16s16sQ8s")
-
-
-# --- manifest ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """One shard, as the manifest lists it."""
-
-    file: str
-    """Relative to the data folder."""
-    tokens: int
-    documents: int
-    text_bytes: int
-    """UTF-8 bytes of the text that the tokens stand for."""
-    file_bytes: int
-    hash: str
-    """XXH3-128 of the file."""
-
-
-@dataclass(frozen=True)
-class SplitRecord:
-    """The shards of a split, in the order in which they make one stream of tokens."""
-
-    shards: tuple[ShardRecord, ...]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens, the ends of documents included."""
-        return sum(shard.tokens for shard in self.shards)
-
-    @property
-    def documents(self) -> int:
-        """Documents, or pairs."""
-        return sum(shard.documents for shard in self.shards)
-
-    @property
-    def text_bytes(self) -> int:
-        """UTF-8 bytes of text."""
-        return sum(shard.text_bytes for shard in self.shards)
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Ids of the tokens that no text can produce."""
-
-    end_of_text: int
-    target: int
-    padding: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a data folder holds."""
-
-    kind: Literal["text", "pairs"]
-    vocab_size: int
-    """Special tokens included."""
-    tokenizer_hash: str
-    """XXH3-128 of tokenizer.json."""
-    special: SpecialTokens
-    splits: Mapping[Split, SplitRecord]
-    prepare: Mapping[str, Any] = field(default_factory=dict)
-    """The settings that the folder was made with."""
-    corpus: Mapping[str, Any] = field(default_factory=dict)
-    """What was read and left out: documents, duplicates, empty and bad ones."""
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of the stored tokens."""
-        return token_dtype(self.vocab_size)
-
-    @property
-    def hash(self) -> str:
-        """XXH3-128 over shards, tokenizer and order of the stream; not over how they were made."""
-        files = {split: [shard.hash for shard in self.splits[split].shards] for split in sorted(self.splits)}
-        return hash_bytes(json.dumps([self.kind, self.vocab_size, self.tokenizer_hash, files]).encode())
-
-    def to_json(self) -> str:
-        """The text of manifest.json."""
-        content = {"format": MANIFEST_FORMAT, **asdict(self)}
-        content["counts"] = {
-            name: {"tokens": split.tokens, "documents": split.documents, "text_bytes": split.text_bytes}
-            for name, split in self.splits.items()
-        }
-        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-
-def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a data folder.
-
-    Raises DataError where it is missing, damaged, of another format, or names a file outside the folder.
-    """
-    path = Path(folder) / MANIFEST_NAME
-    try:
-        with told_as_storage_error(path):
-            text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: not found; `pretrain prepare CONFIG` makes the data folder that data.dir names"
-        ) from None
-    except NotADirectoryError:
-        raise DataError(f"{folder}: data.dir must be a folder, not a file") from None
-    except UnicodeDecodeError:
-        raise _bad_manifest(path, "it is not UTF-8") from None
-    try:
-        content = json.loads(text)
-        if content["format"] != MANIFEST_FORMAT:
-            raise _bad_manifest(path, f"format {content['format']}, this version reads {MANIFEST_FORMAT}")
-        manifest = _parse_manifest(content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _bad_manifest(path, f"{type(error).__name__}: {error}") from None
-    for record in manifest.splits.values():
-        for shard in record.shards:
-            try:
-                path_within(Path(folder), shard.file)
-            except ValueError as error:
-                raise _bad_manifest(path, str(error)) from None
-    return manifest
-
-
-def _bad_manifest(path: Path, reason: str) -> DataError:
-    return DataError(f"{path}: not a readable manifest ({reason}); delete the file and run `pretrain prepare` again")
-
-
-def _parse_manifest(content: Mapping[str, Any]) -> Manifest:
-    splits = {
-        split: SplitRecord(tuple(ShardRecord(**shard) for shard in content["splits"][split]["shards"]))
-        for split in SPLITS
-    }
-    for record in splits.values():
-        for shard in record.shards:
-            counts = (shard.tokens, shard.documents, shard.text_bytes, shard.file_bytes)
-            if not isinstance(shard.file, str) or not all(type(count) is int and count >= 0 for count in counts):
-                raise ValueError(f"{shard.file!r}: counts must be non-negative integers")
-    if content["kind"] not in ("text", "pairs"):
-        raise ValueError(f"kind {content['kind']!r} is neither text nor pairs")
-    return Manifest(
-        kind=content["kind"],
-        vocab_size=int(content["vocab_size"]),
-        tokenizer_hash=str(content["tokenizer_hash"]),
-        special=SpecialTokens(**{name: int(number) for name, number in content["special"].items()}),
-        splits=splits,
-        prepare=content["prepare"],
-        corpus=content["corpus"],
-    )
-
-
-def read_token_bytes(folder: str | Path, manifest: Manifest) -> np.ndarray:
-    """(V,) uint16: bytes of text that each token stands for, 0 for special tokens. Raises DataError."""
-    path = Path(folder) / TOKEN_BYTES_NAME
-    try:
-        with told_as_storage_error(path):
-            lengths = np.fromfile(path, dtype="<u2")
-    except FileNotFoundError:
-        raise DataError(f"{path}: not found; run `pretrain prepare` again to rebuild it") from None
-    if len(lengths) != manifest.vocab_size:
-        raise DataError(
-            f"{path}: holds {len(lengths)} entries for a vocabulary of {manifest.vocab_size}; "
-            "delete the file and run `pretrain prepare` again"
-        )
-    return lengths
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The narrowest type that holds every id."""
-    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
 # --- layout and writer ------------------------------------------------------------------------------------------------
@@ -400,15 +242,13 @@ class TokenShard:
         stop = int(self._anchors[group]) + int(within.sum(dtype=np.int64))
         return stop - int(within[-1]), stop
 
-    def document_starts(self, start: int, stop: int) -> np.ndarray:
-        """First tokens of the documents that begin in [start, stop); int64, ascending."""
-        first = max(int(np.searchsorted(self._anchors, start, side="right")) - 1, 0)
-        last = int(np.searchsorted(self._anchors, stop, side="left"))
-        if last <= first:
-            return np.empty(0, dtype=np.int64)
-        lengths = self._lengths[first * ANCHOR_DOCUMENTS : last * ANCHOR_DOCUMENTS].astype(np.int64)
-        starts = np.cumsum(lengths) - lengths + int(self._anchors[first])
-        return starts[np.searchsorted(starts, start) : np.searchsorted(starts, stop)]
+    def document_at(self, token: int) -> int:
+        """The document that a token belongs to."""
+        group = int(self._anchors.searchsorted(token, side="right")) - 1
+        ends = int(self._anchors[group]) + np.cumsum(
+            self._lengths[group * ANCHOR_DOCUMENTS :][:ANCHOR_DOCUMENTS], dtype=np.int64
+        )
+        return group * ANCHOR_DOCUMENTS + int(ends.searchsorted(token, side="right"))
 
     def check(self, start: int, stop: int) -> None:
         """Holds the blocks of a range of bytes against their hashes, those that were not before. Raises DataError."""
@@ -422,9 +262,7 @@ class TokenShard:
             if self.verified[block]:
                 continue
             if _block_hash(self._view, self.layout, block) != int(self._hashes[block]):
-                raise _damaged(
-                    self.path, f"block {block} (bytes {block * size:,} on) does not match its checksum"
-                )
+                raise _damaged(self.path, f"block {block} (bytes {block * size:,} on) does not match its checksum")
             self.verified[block] = 1
 
     def _read_layout(self) -> _Layout:
@@ -451,14 +289,34 @@ def _map(path: Path) -> tuple[mmap.mmap | bytes, memoryview]:
             empty = file.seek(0, 2) == 0
             content = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise DataError(f"{path}: not found; `pretrain prepare` with the same config rebuilds this shard alone") from None
+        raise _missing(path) from None
     return content, memoryview(content)
+
+
+def _missing(path: Path) -> DataError:
+    return DataError(f"{path}: not found; `pretrain prepare` with the same config rebuilds this shard alone")
 
 
 def _damaged(path: Path, what: str) -> DataError:
     return DataError(
         f"{path}: damaged token shard: {what}; delete this file and run `pretrain prepare` again, it rebuilds this shard alone"
     )
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Finds shards that are missing, cut or unreadable by their names and sizes alone: for a look before ranks start.
+
+    Raises DataError, StorageError.
+    """
+    for split in SPLITS:
+        for record in manifest.splits[split].shards:
+            path = path_within(folder, record.file)
+            if not path.exists():
+                raise _missing(path)
+            if path.stat().st_size != record.file_bytes:
+                raise _damaged(path, f"it has {path.stat().st_size:,} bytes, the manifest says {record.file_bytes:,}")
+            if not os.access(path, os.R_OK):
+                raise StorageError(f"{path}: permission denied: make it readable by this user")
 
 
 class TokenShards:
@@ -511,15 +369,23 @@ class TokenShards:
             start, index = min(stop, end), index + 1
         return np.concatenate(parts)
 
-    def document_starts(self, start: int, stop: int) -> np.ndarray:
-        """Positions in [start, stop) of the stream at which a document begins; int64, ascending."""
-        index = self._shard_of_token(start)
-        parts = []
-        while index < len(self._records) and self._token_starts[index] < stop:
-            offset = int(self._token_starts[index])
-            parts.append(self.shard(index).document_starts(max(start - offset, 0), stop - offset) + offset)
-            index += 1
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int64), *parts])
+    def read_windows(self, starts: np.ndarray, length: int) -> Iterator[np.ndarray]:
+        """`length` tokens from each of the starts on (fewer at the end of the stream), as `read` gives them."""
+        indices = self._token_starts.searchsorted(starts, side="right") - 1
+        offsets, ends = self._token_starts[indices].tolist(), self._token_starts[indices + 1].tolist()
+        total = self.num_tokens
+        for start, index, offset, end in zip(starts.tolist(), indices.tolist(), offsets, ends, strict=True):
+            stop = min(start + length, total)
+            if stop <= end:
+                yield self.shard(index).read(start - offset, stop - offset)
+            else:
+                yield self.read(start, stop)
+
+    def document_at(self, token: int) -> int:
+        """The document of the stream that a token belongs to."""
+        assert 0 <= token < self.num_tokens, f"token {token} of {self.num_tokens}"
+        index = self._shard_of_token(token)
+        return int(self._document_starts[index]) + self.shard(index).document_at(token - int(self._token_starts[index]))
 
     def document_bounds(self, document: int) -> tuple[int, int]:
         """First token of a document of the stream, and of the next one."""
@@ -569,13 +435,15 @@ class TokenShards:
             )
         found = (shard.layout.tokens, shard.layout.documents)
         if found != (record.tokens, record.documents):
-            raise _damaged(shard.path, f"{found[0]} tokens, {found[1]} documents where the manifest lists "
-                           f"{record.tokens}, {record.documents}")
+            raise _damaged(
+                shard.path,
+                f"{found[0]} tokens, {found[1]} documents where the manifest lists {record.tokens}, {record.documents}",
+            )
         return shard
 
     def _shard_of_token(self, token: int) -> int:
         return min(int(np.searchsorted(self._token_starts, token, side="right")) - 1, len(self._records) - 1)
 
-    def _gather(self, part: Any) -> np.ndarray:
-        parts: Iterable[np.ndarray] = (part(self.shard(index)) for index in range(len(self._records)))
-        return np.concatenate([np.empty(0, np.int64), *(values.astype(np.int64) for values in parts)])
+    def _gather(self, part: Callable[[TokenShard], np.ndarray]) -> np.ndarray:
+        parts = (part(self.shard(index)).astype(np.int64) for index in range(len(self._records)))
+        return np.concatenate([np.empty(0, np.int64), *parts])

@@ -24,6 +24,7 @@ from pretrain.metrics.facts import redact
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 ATTEMPTS_FILE = "attempts.jsonl"
+"""Written by the launcher, a row each launch."""
 SAMPLES_FILE = "samples.jsonl"
 MAX_WAITING_LINES = 100_000
 """Lines kept while the disk is full, about 30 MB."""
@@ -83,18 +84,17 @@ class JsonLinesFile:
 
 
 class JsonlTracker:
-    """Writes the run folder's metrics.jsonl, events.jsonl and attempts.jsonl."""
+    """Writes the run folder's metrics.jsonl and events.jsonl."""
 
     def __init__(self, run_dir: Path, *, attempt: int, complain: Callable[[str], None]) -> None:
         """Opens the files. `attempt` counts the launches of the run. Raises StorageError where they cannot be written."""
         self._attempt = attempt
         self._metrics = JsonLinesFile(run_dir / METRICS_FILE, complain)
         self._events = JsonLinesFile(run_dir / EVENTS_FILE, complain)
-        self._attempts = JsonLinesFile(run_dir / ATTEMPTS_FILE, complain)
 
     def start(self, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Notes the attempt and its facts; the config itself is config.yaml of the run folder."""
-        self._attempts.append({**self._stamp(), **redact(facts)})
+        """Notes the start and the facts of the attempt; the config itself is config.yaml of the run folder."""
+        self.log_event("start", facts=dict(facts))
 
     def log_step(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a row to metrics.jsonl."""
@@ -107,7 +107,7 @@ class JsonlTracker:
     def finish(self, summary: Mapping[str, Any], *, exit_code: int = 0) -> None:
         """Notes the end and closes the files."""
         self.log_event("finish", exit_code=exit_code, summary=dict(summary))
-        for file in (self._metrics, self._events, self._attempts):
+        for file in (self._metrics, self._events):
             file.close()
 
     def _stamp(self) -> dict[str, Any]:
@@ -115,22 +115,30 @@ class JsonlTracker:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """One row a step in order of steps; of a replayed step the row of the highest attempt, the last of equals.
+    """One row a step in order of steps; of a replayed step that of the highest attempt, whose rows are laid over each other.
 
     Raises StorageError for a damaged file.
     """
     best: dict[int, dict[str, float]] = {}
     for raw in read_json_lines(run_dir / METRICS_FILE):
-        row = {key: _NOT_FINITE[value] if value in _NOT_FINITE else float(value) for key, value in raw.items()}
+        row = {key: from_json_number(value) for key, value in raw.items()}
         step = int(row["step"])
-        if step not in best or row["attempt"] >= best[step]["attempt"]:
+        known = best.get(step)
+        if known is None or row["attempt"] > known["attempt"]:
             best[step] = row
+        elif row["attempt"] == known["attempt"]:
+            best[step] = {**known, **row}
     return [best[step] for step in sorted(best)]
 
 
 def metric_names(rows: list[dict[str, float]]) -> list[str]:
     """Names of the metrics that occur in rows, in order of first appearance."""
     return list(dict.fromkeys(key for row in rows for key in row if key not in _ROW_KEYS))
+
+
+def from_json_number(value: float | str) -> float:
+    """A number that `to_json` wrote."""
+    return _NOT_FINITE[value] if isinstance(value, str) else float(value)
 
 
 def to_json(value: Any) -> Any:

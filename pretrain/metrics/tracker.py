@@ -247,7 +247,7 @@ class WandbTracker:
         if self._thread.is_alive():
             self._give_up("it does not answer")
             kill_wandb_processes()
-            self._thread.join(5.0)
+            self._thread.join(2.0)
         if self.dropped:
             self._complain(f"W&B did not take {self.dropped} points; metrics.jsonl holds them all")
 

@@ -34,6 +34,7 @@ class Attention(nn.Module):
         """Args are the model, the model axis, the blocks of the stack it is in, the run's seed and the place's name."""
         super().__init__()
         assert model.num_heads % axis.size == 0, f"{model.num_heads} heads over {axis.size} ranks"
+        assert model.num_heads % model.kv_heads == 0, f"{model.num_heads} heads over {model.kv_heads} key-value heads"
         self.axis = axis
         self.head_dim = model.width_of_head
         self.heads = model.num_heads // axis.size

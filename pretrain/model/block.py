@@ -119,7 +119,7 @@ def _post_norm(x: torch.Tensor, norm: Norm, branch: Branch) -> torch.Tensor:
 class Block(Layer):
     """What serial and parallel blocks share: their parts, without the norms."""
 
-    def __init__(self, model: ModelSettings, flow: Flow, context: BlockContext) -> None:
+    def __init__(self, model: ModelSettings, context: BlockContext, flow: Flow) -> None:
         super().__init__(flow)
         axis, seed, name, depth = context.axis, context.seed, context.name, context.num_layers
         self.axis, self.view, self.cross_masks = axis, context.view, context.cross_masks
@@ -153,8 +153,8 @@ class Block(Layer):
 class SerialBlock(Block):
     """Branches one after another, each with its norm."""
 
-    def __init__(self, model: ModelSettings, flow: Flow, context: BlockContext) -> None:
-        super().__init__(model, flow, context)
+    def __init__(self, model: ModelSettings, context: BlockContext, flow: Flow) -> None:
+        super().__init__(model, context, flow)
         rate, seed, name = model.dropout, context.seed, context.name
         self.attention_norm = Norm(model)
         self.attention_dropout = build_dropout(rate, seed, f"{name}.attention")
@@ -188,8 +188,8 @@ class SerialBlock(Block):
 class ParallelBlock(Block):
     """Branches side by side behind one norm, summed before the reduction."""
 
-    def __init__(self, model: ModelSettings, flow: Flow, context: BlockContext) -> None:
-        super().__init__(model, flow, context)
+    def __init__(self, model: ModelSettings, context: BlockContext, flow: Flow) -> None:
+        super().__init__(model, context, flow)
         self.norm = Norm(model)
         self.dropout = build_dropout(model.dropout, context.seed, context.name)
 
@@ -206,6 +206,6 @@ class ParallelBlock(Block):
         return self.residual(x, self.norm, branches)
 
 
-def build_block(model: ModelSettings, flow: Flow, context: BlockContext) -> Block:
+def build_block(model: ModelSettings, context: BlockContext, flow: Flow) -> Block:
     """The block that the settings name."""
-    return {"serial": SerialBlock, "parallel": ParallelBlock}[model.block](model, flow, context)
+    return {"serial": SerialBlock, "parallel": ParallelBlock}[model.block](model, context, flow)

@@ -23,9 +23,9 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, epsilon: float) -> torch.Tensor:
-    """Zhang and Sennrich 2019, over the last dim."""
-    normed = F.rms_norm(x, weight.shape, weight, epsilon)
-    return normed if bias is None else normed + bias
+    """Zhang and Sennrich 2019, over the last dim; it has no bias."""
+    assert bias is None
+    return F.rms_norm(x, weight.shape, weight, epsilon)
 
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor]
@@ -33,8 +33,9 @@ _KERNELS: dict[str, Kernel] = {"layernorm": layer_norm, "rmsnorm": rms_norm}
 
 
 def _parameters(model: ModelSettings) -> tuple[nn.Parameter, nn.Parameter | None]:
-    weight = new_parameter((model.d_model,), ONES)
-    return weight, new_parameter((model.d_model,), ZEROS) if "norm" in model.biases else None
+    shape = (model.d_model,)
+    has_bias = model.norm == "layernorm" and "norm" in model.biases
+    return new_parameter(shape, ONES), new_parameter(shape, ZEROS) if has_bias else None
 
 
 class Norm(nn.Module):

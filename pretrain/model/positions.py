@@ -2,11 +2,13 @@
 
 Legend: B sequences, S tokens, H heads, K width of a head, D width of the stream.
 
-Tables are plain attributes and no buffers: the engine casts a module's buffers to bf16, whose 8 bits of mantissa would blur
-rotary angles at far positions. Cost: one fp32 table a model, built at the first use on each device.
+Tables are plain values and no buffers: the engine casts a module's buffers to bf16, whose 8 bits of mantissa would blur
+rotary angles at far positions. Cost: one table a model and device, made at the first use and doubled when a sequence is
+longer; its length follows the shape of a batch, so that no accelerator is waited for.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,31 +22,37 @@ from pretrain.model.settings import ModelSettings
 from pretrain.parallel.linear import new_parameter
 
 
-class _DeviceTable:
-    """A table of constants, copied once to each device that asks."""
+class _Table:
+    """Rows of constants, one a position, kept on each device and in each type that asked."""
 
-    def __init__(self, table: torch.Tensor) -> None:
-        self._host = table
-        self._copies: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+    def __init__(self, length: int, make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._length = length
+        self._make = make
+        self._kept: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
-    def on(self, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The table on a device."""
-        key = (device, dtype)
-        if key not in self._copies:
-            self._copies[key] = self._host.to(device=device, dtype=dtype)
-        return self._copies[key]
+    def rows(self, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """(B, S) positions below the larger of S and the table's length, to their rows (B, S, ...)."""
+        while self._length < positions.shape[1]:
+            self._length *= 2
+            self._kept.clear()
+        key = (positions.device, dtype)
+        if key not in self._kept:
+            with torch.device("cpu"):
+                table = self._make(torch.arange(self._length, dtype=torch.float64))
+            self._kept[key] = table.to(positions.device, dtype)
+        return self._kept[key][positions]
 
 
-def sinusoidal_table(length: int, d_model: int) -> torch.Tensor:
-    """(length, D) fp32: sine in the even features, cosine in the odd ones (Vaswani et al. 2017, section 3.5)."""
-    angles = _angles(length, d_model, 10000.0)  # (length, ceil(D/2))
-    return torch.stack((angles.sin(), angles.cos()), -1).flatten(1)[:, :d_model].float()
+def _angles(positions: torch.Tensor, width: int, base: float) -> torch.Tensor:
+    """Angles (P, width/2) of (P,) positions: position x base ** (-2i / width)."""
+    frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    return torch.outer(positions, frequencies)
 
 
-def _angles(length: int, width: int, base: float) -> torch.Tensor:
-    with torch.device("cpu"):
-        frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-        return torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+def sinusoids(positions: torch.Tensor, d_model: int) -> torch.Tensor:
+    """(P,) positions to (P, D): sine in the even features, cosine in the odd ones (Vaswani et al. 2017, section 3.5)."""
+    angles = _angles(positions, d_model, 10000.0)
+    return torch.stack((angles.sin(), angles.cos()), -1).flatten(1)
 
 
 class PositionsLayer(Layer):
@@ -70,12 +78,12 @@ class SinusoidalPositions(PositionsLayer):
 
     def __init__(self, model: ModelSettings, flow: Flow, *rest: Any) -> None:
         super().__init__(flow, *rest)
-        self.table = _DeviceTable(sinusoidal_table(model.max_sequence_length, model.d_model))
+        self.table = _Table(model.max_sequence_length, partial(sinusoids, d_model=model.d_model))
 
     def add(self, carry: Carry) -> torch.Tensor:
         """The stream (B, S, D) with positions."""
         hidden = carry["hidden"]
-        return hidden + F.embedding(self.positions_from(carry), self.table.on(hidden.device, hidden.dtype))
+        return hidden + self.table.rows(self.positions_from(carry), hidden.dtype)
 
 
 class LearnedPositions(PositionsLayer):
@@ -118,18 +126,35 @@ class Rotary:
     published weights), and each pair is turned by position x base ** (-2i/K)."""
 
     def __init__(self, model: ModelSettings) -> None:
-        angles = _angles(model.max_sequence_length, model.width_of_head, model.rotary_base)
-        self._table = _DeviceTable(torch.stack((angles.cos(), angles.sin()), 1).float())  # (length, 2, K/2)
+        width, base = model.width_of_head, model.rotary_base
+        assert width % 2 == 0, f"rotary positions turn pairs of features, of which a head of {width} has half a one"
+
+        def make(positions: torch.Tensor) -> torch.Tensor:
+            angles = _angles(positions, width, base)
+            return torch.stack((angles.cos(), angles.sin()), 1)  # (P, 2, K/2)
+
+        self._table = _Table(model.max_sequence_length, make)
 
     def factors(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of (B, S) positions, each (B, S, 1, K/2), fp32."""
-        rows = self._table.on(positions.device)[positions]
+        rows = self._table.rows(positions, torch.float32)
         return rows[:, :, None, 0], rows[:, :, None, 1]
 
     @staticmethod
     def rotate(x: torch.Tensor, factors: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """(B, S, H, K) to the same."""
         return _Rotated.apply(x, *factors)  # type: ignore[return-value]
+
+
+def build_positions(
+    model: ModelSettings, flow: Flow, positions_from: Callable[[Carry], torch.Tensor], dropout: nn.Module
+) -> PositionsLayer:
+    """The layer that the settings name; it adds nothing where positions are rotary or none."""
+    if model.positions == "sinusoidal":
+        return SinusoidalPositions(model, flow, positions_from, dropout)
+    if model.positions == "learned":
+        return LearnedPositions(model, flow, positions_from, dropout)
+    return PositionsLayer(flow, positions_from, dropout)
 
 
 def positions_of(documents: torch.Tensor) -> torch.Tensor:

@@ -58,7 +58,7 @@ class ModelSettings(Settings):
     biases: tuple[Literal["attention", "feed_forward", "norm"], ...] = Field(
         default=("attention", "feed_forward", "norm"), strict=False
     )
-    """The parts that have bias vectors; an empty list for PaLM and Llama."""
+    """The parts that have bias vectors; an empty list for PaLM and Llama. An RMSNorm never has one."""
     embeddings: Literal["tied", "untied"] = "tied"
     """`tied`: the output projection is the transposed embedding (Press and Wolf 2017); in an encoder-decoder the source
     embedding too (Vaswani et al. 2017, section 3.4)."""

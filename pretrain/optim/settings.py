@@ -19,6 +19,8 @@ class OptimizerSettings(Settings):
     """Applied to matrices; vectors (biases, norms) are never decayed."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest global gradient norm; None: no clipping."""
+    max_skipped_in_a_row: PositiveInt = 10
+    """Steps in a row that may be skipped for a gradient that is not finite; at this many the run stops, for it has diverged."""
 
 
 class ScheduleSettings(Settings):

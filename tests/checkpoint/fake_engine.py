@@ -1,8 +1,8 @@
 """An engine without a model: named tensors laid out as the real engines lay theirs, for tests of checkpoints and of the loop.
 
-It has what makes layouts hard: stages, tensor-parallel slices along either dim, a vocabulary that is padded (10 rows over 4 ranks:
-3, 3, 3, 1), replicated vectors, a tied copy on the last stage, and ZeRO's flat ranges that cut through parameters. A step is
-elementwise, so that its result does not depend on the layout.
+It has what makes layouts hard: stages, tensor-parallel slices along either dim, a vocabulary that is padded (10 rows over 4
+ranks: 3, 3, 3, 1), replicated vectors, a tied copy on the last stage, and ZeRO's flat ranges that cut through parameters.
+A step is elementwise, so that its result does not depend on the layout.
 """
 
 import json
@@ -178,7 +178,7 @@ def trained_engine(steps: int, mesh: ProcessMesh | None = None) -> FakeEngine:
     """An engine after some steps, in a world of its own unless a mesh is given."""
     engine = FakeEngine(mesh or ProcessMesh.single())
     for _ in range(steps):
-        engine.train_step([micro_batch(engine.step)])
+        engine.train_step([micro_batch(engine.step)] if engine.mesh.data.rank == 0 else [])
     return engine
 
 

@@ -75,7 +75,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(
         assert [reported for reported, _ in reports] == [two[1]]
         assert str(path) in reports[0][1][0]
     fresh = FakeEngine(MESH)
-    restore(fresh, ref)
+    restore(fresh, two[0])
     assert_equal_state(fresh, trained_engine(1))
 
 
@@ -158,16 +158,22 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path, two: tuple[Check
     forged = index.model_copy(update={"file": "../../../outside.safetensors"})
     (ref.path / "rank-00000.json").write_text(forged.model_dump_json())
     forge_hashes(ref, "rank-00000.json")
-    with pytest.raises(CheckpointError, match="it describes '../../../outside.safetensors'"):
+    with pytest.raises(CheckpointError, match=r"it describes '\.\./\.\./\.\./outside\.safetensors'"):
         load_weights(ref)
 
 
 @pytest.mark.parametrize(
     ("specs", "told"),
     [
-        ({**SPECS, "layers.1.up.weight": Spec((6, 4), 0, 1)}, r"layers\.1\.up\.weight has the shape \[8, 4\] there and \[6, 4\]"),
+        (
+            {**SPECS, "layers.1.up.weight": Spec((6, 4), 0, 1)},
+            r"layers\.1\.up\.weight has the shape \[8, 4\] there and \[6, 4\]",
+        ),
         ({**SPECS, "layers.2.norm.weight": Spec((4,), None, 1)}, r"no weight of the parameter layers\.2\.norm\.weight"),
-        ({k: v for k, v in SPECS.items() if k != "layers.1.norm.weight"}, r"no place for its exp_avg of layers\.1\.norm\.weight and 2 more"),
+        (
+            {k: v for k, v in SPECS.items() if k != "layers.1.norm.weight"},
+            r"no place for its exp_avg of layers\.1\.norm\.weight and 2 more",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused_with_the_parameter_that_differs(

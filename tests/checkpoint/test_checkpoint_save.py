@@ -51,7 +51,9 @@ def test_the_folder_holds_nothing_but_safetensors_json_and_the_marker(tmp_path: 
     assert names == {"rank-00000.safetensors", "rank-00000.json", "metadata.json", "COMMITTED"}
     assert [entry.name for entry in path.parent.iterdir()] == ["gen-1"]
     tensors = load_file(path / "rank-00000.safetensors")
-    assert torch.equal(tensors["weight/layers.1.norm.weight[0:4]"], load_weights(newest(tmp_path))["layers.1.norm.weight"])
+    assert torch.equal(
+        tensors["weight/layers.1.norm.weight[0:4]"], load_weights(newest(tmp_path))["layers.1.norm.weight"]
+    )
     assert json.loads((path / "metadata.json").read_text())["state"]["wandb_id"] == "abc123"
 
 

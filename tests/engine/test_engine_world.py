@@ -34,7 +34,9 @@ def test_no_extension_is_built_on_a_cpu(tmp_path: Path) -> None:
         "OMP_NUM_THREADS": "1",
     }
     environment.pop("CUDA_HOME", None)
-    result = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout == "done cpu\n"
     assert not (tmp_path / "extensions").exists()

@@ -52,7 +52,7 @@ class Case:
                 "model": _SIZE | self.model,
                 "layout": {"pp": layout.pp, "dp": layout.dp, "tp": layout.tp, "zero_stage": zero_stage},
                 "data": data,
-                "optimizer": {"peak_lr": 3e-3, "epsilon": 1e-6, "weight_decay": 0.1, "clip_norm": 0.25},
+                "optimizer": {"peak_lr": 1e-3, "epsilon": 1e-6, "weight_decay": 0.1, "clip_norm": 0.1},
                 "schedule": self.schedule,
                 "train": {
                     "steps": TOTAL_STEPS,

@@ -7,11 +7,10 @@ from functools import cache
 import pytest
 from torch import Tensor
 
-from tests.layouts.cases import CASES, ONE, STEPS, TOTAL_STEPS, global_batch
+from tests.layouts.cases import ONE
 from tests.layouts.parity import Recording, whole_tensors
-from tests.layouts.recording import record
-from tests.layouts.reference import ReferenceModel, ReferenceRun, train
-from tests.layouts.reference_dropout import counter_dropout
+from tests.layouts.recording import record, reference_run
+from tests.layouts.reference import ReferenceRun
 from tests.worlds import World
 
 
@@ -40,22 +39,8 @@ def trace(world: Callable[[int], World]) -> Callable[[str], Trace]:
     @cache
     def run(case_name: str) -> Trace:
         (one_process,) = world(1).run(record, case_name, ONE)
-        initial = whole_tensors(one_process.initial)
-        return Trace(one_process, initial, reference_run(case_name, initial))
+        start = whole_tensors(one_process.start)
+        (reference,) = world(1).run(reference_run, case_name, start)
+        return Trace(one_process, whole_tensors(one_process.initial), reference)
 
     return run
-
-
-def reference_run(case_name: str, initial: dict[str, Tensor]) -> ReferenceRun:
-    """The reference's five steps of a case."""
-    case = CASES[case_name]
-    config = case.config(ONE.layout, ONE.zero_stage)
-    return train(
-        ReferenceModel(config.model, counter_dropout(config.run.seed)),
-        initial,
-        [global_batch(case, step) for step in range(STEPS)],
-        loss=config.train.loss,
-        optimizer=config.optimizer,
-        schedule=config.schedule,
-        total_steps=TOTAL_STEPS,
-    )

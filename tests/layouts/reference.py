@@ -47,8 +47,8 @@ class ReferenceRun:
     steps: list[ReferenceStep]
     first_gradients: dict[str, Tensor]
     """Of the first step, before clipping."""
-    weights: dict[str, Tensor]
-    """After the last step."""
+    weights: list[dict[str, Tensor]]
+    """After each step."""
 
 
 class _Used(dict[str, Tensor]):
@@ -108,8 +108,10 @@ class ReferenceModel:
         causal = torch.ones(documents.shape[1], documents.shape[1], dtype=torch.bool).tril()
         mask = causal & _same(documents, documents)
         is_source = (source_documents >= 0)[:, None, :]  # (B, 1, T)
-        is_padding = (documents < 0)[:, :, None]  # (B, S, 1): its output is unused, but must stay finite
+        is_padding = (documents < 0)[:, :, None]  # (B, S, 1)
         cross_mask = is_source & (_same(documents, source_documents) | is_padding)
+        # Nothing reads what padding attends to, but it must stay finite where a row holds no source at all.
+        cross_mask = cross_mask | ~cross_mask.any(-1, keepdim=True)
         cross = _Cross(memory, cross_mask, source_positions)
         for i in range(model.num_layers):
             x = self._block(w, f"decoder.layers.{i}", x, mask, batch["positions"], samples, cross)
@@ -320,6 +322,7 @@ def train(
     )
     steps: list[ReferenceStep] = []
     first_gradients: dict[str, Tensor] = {}
+    trace: list[dict[str, Tensor]] = []
     for number, batch in enumerate(batches, start=1):
         lr = learning_rate(number, schedule, optimizer.peak_lr, total_steps=total_steps, d_model=model.settings.d_model)
         cross_entropy, smoothed, z_loss = token_losses(model.logits(parameters, batch), batch["labels"], loss)
@@ -336,9 +339,10 @@ def train(
         for group in adamw.param_groups:
             group["lr"] = lr
         adamw.step()
-        sums = [float(value) / targets for value in (cross_entropy, smoothed + z_loss, z_loss)]
+        trace.append({name: p.detach().clone() for name, p in parameters.items()})
+        sums = [float(value.detach()) / targets for value in (cross_entropy, smoothed + z_loss, z_loss)]
         steps.append(ReferenceStep(*sums, grad_norm=norm, lr=lr, targets=targets))
-    return ReferenceRun(steps, first_gradients, {name: p.detach().clone() for name, p in parameters.items()})
+    return ReferenceRun(steps, first_gradients, trace)
 
 
 def _gradient(name: str, parameter: Tensor) -> Tensor:

@@ -55,6 +55,14 @@ def test_of_a_replayed_step_the_higher_attempt_wins(tmp_path: Path) -> None:
     assert [(row["step"], row["train/loss"]) for row in read_metrics(tmp_path)] == [(1, 1), (2, 20), (3, 30), (4, 40)]
 
 
+def test_rows_of_one_step_and_attempt_are_one(tmp_path: Path) -> None:
+    tracker = open_jsonl(tmp_path)
+    tracker.log_step(5, {"train/loss": 1.0})
+    tracker.log_step(5, {"eval/loss": 2.0})
+    (row,) = read_metrics(tmp_path)
+    assert (row["train/loss"], row["eval/loss"]) == (1.0, 2.0)
+
+
 def test_a_line_cut_by_a_kill_does_not_spoil_the_next(tmp_path: Path) -> None:
     open_jsonl(tmp_path).log_step(1, {"train/loss": 1.0})
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -103,8 +111,7 @@ def test_the_attempt_and_its_events_are_noted_without_secrets(tmp_path: Path, mo
     tracker.start({}, {"layout": {"tp": 2}, "note": "uses canary-0123456789"})
     tracker.log_event("fault", message="rank 1: canary-0123456789 refused", step=4)
     tracker.finish({"train/loss": 2.0}, exit_code=75)
-    (attempt,) = read_json_lines(tmp_path / "attempts.jsonl")
-    fault, finish = read_json_lines(tmp_path / "events.jsonl")
-    assert (attempt["attempt"], attempt["layout"]) == (3, {"tp": 2})
+    start, fault, finish = read_json_lines(tmp_path / "events.jsonl")
+    assert (start["attempt"], start["facts"]["layout"]) == (3, {"tp": 2})
     assert (fault["kind"], fault["step"], finish["exit_code"]) == ("fault", 4, 75)
     assert "canary" not in "".join(path.read_text() for path in tmp_path.iterdir())

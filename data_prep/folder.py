@@ -1,0 +1,147 @@
+"""The data folder seen from preparation: whose it is, whether it is finished, and what in it is left over.
+
+prepare.json     the settings it is made with, written first
+records/         results of finished tasks, by hash
+corpus/          what was fetched: packages, hub data sets
+manifest.json    written last: a folder with one is complete
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pretrain.data.settings import DataSettings, PrepareSettings
+from pretrain.data.token_shards import MANIFEST_NAME, SPLITS, TOKEN_BYTES_NAME, TOKENIZER_NAME, Manifest, read_manifest
+from pretrain.errors import DataError
+from pretrain.files import hash_file, path_within, told_as_storage_error, write_atomically
+
+SETTINGS_NAME, RECORDS_NAME, CORPUS_NAME, LOCK_NAME = "prepare.json", "records", "corpus", ".lock"
+QUARANTINE_NAME = "quarantine.jsonl"
+WITHOUT_EFFECT = {"bad_document_limit"}
+"""Settings that change whether preparation stops, not what it makes."""
+
+
+def finished_manifest(data: DataSettings) -> Manifest | None:
+    """The manifest of a finished folder that fits the settings; None where something has to be made.
+
+    Raises DataError where the folder was made with other settings, is not one of preparation, or cannot be made.
+    """
+    folder = data.folder
+    _refuse_other_settings(data)
+    if not (folder / MANIFEST_NAME).exists():
+        if data.prepare is None:
+            raise DataError(
+                f"{folder}: not prepared, and the config has no data.prepare section that says how; "
+                "extend one of the shipped data configs, or name a prepared folder in data.dir"
+            )
+        return None
+    manifest = read_manifest(folder)
+    missing = [name for name in _wanted(manifest) if not (folder / name).is_file()]
+    complete = not missing and hash_file(folder / TOKENIZER_NAME) == manifest.tokenizer_hash
+    if complete and all(
+        _size(folder / s.file) == s.file_bytes for split in SPLITS for s in manifest.splits[split].shards
+    ):
+        return manifest
+    if data.prepare is None:
+        raise DataError(
+            f"{folder}: {(missing or ['a file'])[0]} is missing or cut, and the config has no data.prepare to rebuild it"
+        )
+    return None
+
+
+def _wanted(manifest: Manifest) -> list[str]:
+    shards = [shard.file for split in SPLITS for shard in manifest.splits[split].shards]
+    return [TOKENIZER_NAME, TOKEN_BYTES_NAME, *shards]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _refuse_other_settings(data: DataSettings) -> None:
+    folder, path = data.folder, data.folder / SETTINGS_NAME
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: data.dir must be a folder, not a file")
+    if data.prepare is None or not folder.exists():
+        return
+    if not path.exists():
+        strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in (LOCK_NAME, CORPUS_NAME))
+        if strangers:
+            raise DataError(
+                f"{folder}: data.dir is not empty and was not made by `pretrain prepare` (it holds {strangers[0]!r}); "
+                "name another folder, or set data.prepare to null if it is ready to be read"
+            )
+        return
+    try:
+        made_with = PrepareSettings.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError):
+        raise DataError(
+            f"{path}: written by another version; delete {folder} or name another folder in data.dir"
+        ) from None
+    changed = differences(made_with, data.prepare)
+    if changed:
+        raise DataError(
+            f"{folder}: was made with other settings ({'; '.join(changed)}); name another folder in data.dir, "
+            "or delete this one to make it anew"
+        )
+
+
+def differences(old: PrepareSettings, new: PrepareSettings) -> list[str]:
+    """What differs between two settings, as `data.prepare.field: old there, new here`."""
+    before, after = _leaves(old.model_dump(mode="json")), _leaves(new.model_dump(mode="json"))
+    return [
+        f"data.prepare.{name}: {before[name]!r} there, {after[name]!r} here"
+        for name in after
+        if name not in WITHOUT_EFFECT and before[name] != after[name]
+    ]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found.update(_leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value})
+    return found
+
+
+def claim(folder: Path, prepare: PrepareSettings) -> None:
+    """Writes down what the folder is made with."""
+    write_atomically(folder / SETTINGS_NAME, prepare.model_dump_json(indent=1) + "\n")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second preparation out of the folder. Raises DataError where one is at work, StorageError."""
+    with told_as_storage_error(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"{folder}: another `pretrain prepare` is at work in this folder; wait for its end"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_quarantine(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Lists the bad documents, in the order of the plan."""
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(folder / QUARANTINE_NAME, "".join(lines))
+
+
+def remove_leftovers(folder: Path, manifest: Manifest) -> None:
+    """Deletes shards that the manifest does not list: those of an interrupted run over an older state of the corpus."""
+    listed = {path_within(folder, shard.file) for split in SPLITS for shard in manifest.splits[split].shards}
+    for split in SPLITS:
+        for path in (folder / split).glob("*"):
+            if path not in listed:
+                path.unlink()

@@ -1,0 +1,246 @@
+"""The `pretrain` command: arguments, one place where errors become messages and exit codes, nothing else.
+
+`--help` is instant: a command's room is imported when the command runs. A user's mistake is one message on stderr, never a
+traceback; what prints one is a fault of the program.
+
+Exit codes: 0 done; 1 a check gave a bad verdict; 2 config or usage; 3 data; 4 checkpoint; 5 disk or permission; 70 a fault in a
+rank; 75 preempted, checkpoint saved, start the same command again; 130 stopped by Ctrl-C.
+"""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from pretrain.errors import ConfigError, Interrupted, PretrainError
+from pretrain.files import storage_error
+
+Arguments = argparse.Namespace
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with its mistakes told as the rest of the program tells them, and no abbreviated options."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        hint = _nearest(choice[1], re.findall(r"[\w-]+", choice[2])) if choice else ""
+        raise ConfigError(f"{message}{hint}\nsee: {self.prog} --help")
+
+
+class _ShowVersion(argparse.Action):
+    """Looks the installed version up only where it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib import metadata
+
+        print(f"pretrain {metadata.version('pretrain')}")
+        parser.exit()
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+
+    def work() -> int | None:
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
+        return arguments.handler(arguments)
+
+    return exit_code_of(work)
+
+
+def exit_code_of(work: Callable[[], int | None]) -> int:
+    """Runs a command's work; what it raises becomes a message on stderr and an exit code."""
+    try:
+        return work() or 0
+    except PretrainError as error:
+        _tell(f"error: {error}" if not isinstance(error, Interrupted) else str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _tell("stopped by Ctrl-C")
+        return Interrupted.exit_code
+    except BrokenPipeError:
+        # The reader of our output left (`| head`); a second failure at the interpreter's exit would be printed.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        told = storage_error(error)
+        if told is None:
+            raise
+        _tell(f"error: {told}")
+        return told.exit_code
+
+
+def _tell(message: str) -> None:
+    with suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
+
+
+def _parse(argv: Sequence[str]) -> Arguments:
+    parser = build_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = re.findall(r"--[\w-]+", arguments.parser.format_usage())
+        hint = _nearest(unknown[0].split("=")[0], flags)
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return arguments
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(
+        prog="pretrain",
+        description="Pretrain transformer language models, from a corpus to a trained model.",
+        epilog="Start with `pretrain quickstart`. CONFIG is a YAML file or a shipped one by name (quickstart.yaml);\n"
+        "RUN is a run's folder (runs/quickstart).",
+    )
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    quickstart = _add(commands, "quickstart", "prepare, train, evaluate and report in one go", "quickstart")
+    quickstart.add_argument(
+        "config", nargs="?", default="quickstart.yaml", metavar="CONFIG", help="default: %(default)s"
+    )
+    _add_overrides(quickstart)
+    _add_preparation(quickstart)
+    _add_nproc(quickstart)
+
+    prepare = _add(commands, "prepare", "corpus -> token shards", "prepare")
+    _add_config(prepare)
+    _add_preparation(prepare)
+
+    tokenizer = commands.add_parser("tokenizer", help="train a tokenizer", description="Tokenizers.")
+    train_tokenizer = _add(
+        tokenizer.add_subparsers(metavar="COMMAND", required=True),
+        "train",
+        "train a byte-level BPE tokenizer on a config's corpus",
+        "train_tokenizer",
+    )
+    _add_config(train_tokenizer)
+    train_tokenizer.add_argument("--out", default="tokenizer.json", metavar="FILE", help="default: %(default)s")
+
+    train = _add(commands, "train", "train on this machine; continues a run that has a checkpoint", "train")
+    _add_config(train)
+    _add_nproc(train)
+    _add_nodes(train)
+    train.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="a field or section that a continued run may change, such as train.steps; repeatable",
+    )
+
+    _add_run_commands(commands)
+    _add(commands, "doctor", "what this machine has, what is missing, and the fix", "doctor")
+    return parser
+
+
+def _add_run_commands(commands: Any) -> None:
+    evaluate = _add(commands, "evaluate", "validation loss of a run's last checkpoint", "evaluate")
+    _add_run(evaluate)
+    _add_overrides(evaluate)
+
+    generate = _add(commands, "generate", "text from a run's last checkpoint", "generate")
+    _add_run(generate)
+    generate.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="repeatable; default: the config's samples.prompts",
+    )
+    generate.add_argument("--max-tokens", type=int, metavar="N", help="default: the config's samples.max_tokens")
+    generate.add_argument("--temperature", type=float, metavar="T", help="0: greedy; default: the config's")
+    generate.add_argument("--top-p", type=float, metavar="P", help="default: the config's samples.top_p")
+    generate.add_argument(
+        "--beam", type=int, metavar="N", help="beam size of a translation; 0: greedy; default: the config's"
+    )
+    generate.add_argument("--seed", type=int, metavar="N", help="of the sampling; default: the run's")
+
+    report = _add(commands, "report", "one HTML page about a run", "report")
+    _add_run(report)
+
+    checkpoint = commands.add_parser(
+        "checkpoint", help="list or verify checkpoints", description="Checkpoints of a run."
+    )
+    actions = checkpoint.add_subparsers(metavar="COMMAND", required=True)
+    _add_run(_add(actions, "list", "the committed checkpoints of a run", "list_checkpoints"))
+    _add_run(_add(actions, "verify", "hold every file of every checkpoint against its hash", "verify_checkpoints"))
+
+
+def _add(commands: Any, name: str, summary: str, handler: str) -> argparse.ArgumentParser:
+    """A command; `handler` names its function in launch.commands, imported when the command runs."""
+    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.set_defaults(handler=_lazy(handler), parser=parser)
+    return parser
+
+
+def _lazy(name: str) -> Callable[[Arguments], int | None]:
+    def handler(arguments: Arguments) -> int | None:
+        from launch import commands
+
+        return getattr(commands, name)(arguments)
+
+    return handler
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a shipped config by name")
+    _add_overrides(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/quickstart")
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the config, such as train.steps=200; lists by position (samples.prompts.0=...); repeatable",
+    )
+
+
+def _add_preparation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        choices=("ray", "local"),
+        help="what runs the preparation; default: ray, or local where it is not installed",
+    )
+    parser.add_argument(
+        "--workers", type=_positive, metavar="N", help="processes of the preparation; default: the cores"
+    )
+
+
+def _add_nproc(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--nproc", type=_positive, metavar="N", help="ranks on this machine; default: as many as the layout takes"
+    )
+
+
+def _add_nodes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nnodes", type=_positive, default=1, metavar="N", help="machines of the run; default: 1")
+    parser.add_argument("--node-rank", type=int, default=0, metavar="K", help="number of this machine, from 0")
+    parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where node 0 is reached by the others")
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text!r}")
+    return value

@@ -1,0 +1,187 @@
+"""What each command does: it reads the config or the run, calls one public function of a room, and prints its result.
+
+Everything here is imported when a command runs, and heavy rooms within the function that needs them. `quickstart` is these same
+functions one after another.
+"""
+
+import importlib.util
+import shlex
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from launch.ranks import Nodes
+from launch.torchrun import Launch, run
+from pretrain.config import RESOLVED_NAME, RunConfig, load_config, read_resolved
+from pretrain.errors import CheckFailed, CheckpointError, ConfigError
+from pretrain.resolve import World
+from pretrain.rules import check_preparation
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Backend = Literal["ray", "local"]
+
+
+def prepare(arguments: Namespace) -> None:
+    """`pretrain prepare`."""
+    prepare_data(load_config(arguments.config, arguments.overrides), arguments.backend, arguments.workers)
+
+
+def train_tokenizer(arguments: Namespace) -> None:
+    """`pretrain tokenizer train`."""
+    from data_prep.pipeline import prepare_tokenizer
+
+    config = load_config(arguments.config, arguments.overrides)
+    check_preparation(config)
+    backend = choose_backend(arguments.backend)
+    for line in prepare_tokenizer(config.data, Path(arguments.out), backend, arguments.workers, _console()):
+        print(line)
+
+
+def train(arguments: Namespace) -> None:
+    """`pretrain train`."""
+    config = load_config(arguments.config, arguments.overrides)
+    nodes = _nodes(arguments)
+    launch = Launch(
+        world=World(arguments.nproc, nodes.count),
+        nodes=nodes,
+        allow_change=tuple(arguments.allow_change),
+        again=again(arguments.config, arguments.overrides, arguments.nproc),
+    )
+    resolved = run(config, launch)
+    if nodes.rank == 0:
+        finish(resolved.run_dir)
+
+
+def evaluate(arguments: Namespace) -> None:
+    """`pretrain evaluate`."""
+    from pretrain.evaluate import evaluate
+
+    run_dir = run_folder(arguments.run)
+    evaluate(run_dir, _console())
+
+
+def generate(arguments: Namespace) -> None:
+    """`pretrain generate`."""
+
+
+def report(arguments: Namespace) -> None:
+    """`pretrain report`."""
+    from pretrain.metrics.report import write_report
+
+    print(write_report(run_folder(arguments.run)))
+
+
+def list_checkpoints(arguments: Namespace) -> None:
+    """`pretrain checkpoint list`."""
+    from pretrain.checkpoint.format import committed_checkpoints
+
+    refs = committed_checkpoints(run_folder(arguments.run))
+    if not refs:
+        print("no committed checkpoint")
+    for ref in refs:
+        size = sum(file.stat().st_size for file in ref.path.iterdir() if file.is_file())
+        print(f"step {ref.step:>10,}  generation {ref.generation:>3}  {size / 1e6:>10,.1f} MB  {ref.path}")
+
+
+def verify_checkpoints(arguments: Namespace) -> None:
+    """`pretrain checkpoint verify`. Raises CheckFailed where one is damaged, CheckpointError where there is none."""
+    from pretrain.checkpoint.format import committed_checkpoints
+    from pretrain.checkpoint.verify import problems
+
+    run_dir = run_folder(arguments.run)
+    refs = committed_checkpoints(run_dir)
+    if not refs:
+        raise CheckpointError(f"{run_dir}: there is no committed checkpoint to verify")
+    damaged = 0
+    for ref in refs:
+        found = [str(problem) for problem in problems(ref, reader=0, readers=1)]
+        damaged += bool(found)
+        print("\n  ".join([f"{'damaged' if found else 'whole':8} {ref}", *found]))
+    if damaged:
+        raise CheckFailed(f"{damaged} of {len(refs)} checkpoints damaged; training goes on from the newest whole one")
+
+
+def doctor(_: Namespace) -> int:
+    """`pretrain doctor`."""
+    from launch.doctor import doctor
+
+    return doctor()
+
+
+def quickstart(arguments: Namespace) -> None:
+    """`pretrain quickstart`."""
+    from launch.quickstart import quickstart
+
+    quickstart(
+        arguments.config,
+        arguments.overrides,
+        backend=arguments.backend,
+        workers=arguments.workers,
+        nproc=arguments.nproc,
+    )
+
+
+def prepare_data(config: RunConfig, backend: Backend | None, workers: int | None) -> None:
+    """Makes the data folder of a config, or says that it is there."""
+    from data_prep.pipeline import prepare
+
+    check_preparation(config)
+    for line in prepare(config, choose_backend(backend), workers, _console()).lines():
+        print(line)
+
+
+def choose_backend(asked: Backend | None) -> Backend:
+    """Ray where nothing else is asked for and Ray is installed. Raises ConfigError where it was asked for and is not."""
+    installed = importlib.util.find_spec("ray") is not None
+    if asked == "ray" and not installed:
+        raise ConfigError("--backend ray: ray is not installed; pip install ray, or use --backend local")
+    if asked is None and not installed:
+        print("ray is not installed: preparing in this process (--backend local)", file=sys.stderr)
+    return asked or ("ray" if installed else "local")
+
+
+def finish(run_dir: Path) -> None:
+    """What follows the last step of a run: samples and the report."""
+
+
+def run_folder(name: str) -> Path:
+    """The folder of a run. Raises ConfigError where it is none."""
+    run_dir = Path(name).expanduser()
+    if not (run_dir / RESOLVED_NAME).exists():
+        known = sorted(str(path.parent) for path in Path("runs").glob(f"*/{RESOLVED_NAME}"))
+        there = f"; here are {', '.join(known)}" if known else "; `pretrain train CONFIG` makes one"
+        raise ConfigError(f"{name}: not the folder of a run (it has no {RESOLVED_NAME}){there}")
+    read_resolved(run_dir)
+    return run_dir
+
+
+def again(config: str, overrides: list[str], nproc: int | None) -> str:
+    """The command that continues a run."""
+    words = ["pretrain", "train", config]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += ["--nproc", str(nproc)] if nproc else []
+    return shlex.join(words)
+
+
+def _nodes(arguments: Namespace) -> Nodes:
+    count, rank, endpoint = arguments.nnodes, arguments.node_rank, arguments.rdzv_endpoint
+    if not 0 <= rank < count:
+        raise ConfigError(f"--node-rank {rank} must be from 0 to {count - 1}, for --nnodes {count}")
+    if count > 1:
+        host, _, port = (endpoint or "").rpartition(":")
+        if not host or not port.isdecimal():
+            raise ConfigError(
+                f"--rdzv-endpoint {endpoint}: with --nnodes {count} it must be HOST:PORT of node 0, the same on all"
+            )
+    elif endpoint is not None:
+        raise ConfigError("--rdzv-endpoint has no meaning with one node; leave it out, or give --nnodes")
+    return Nodes(count, rank, endpoint)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()

@@ -1,0 +1,81 @@
+"""The layers at both ends of a model: tokens to the stream, and the stream to logits, by tables that may be one and the same.
+
+Legend: B sequences, S target positions, T source positions, D width of the stream, V vocabulary, tp size of the model axis.
+
+A tied table is one module with one weight that stands at several places of the list. What is done with it at a place is a
+*use*, a small value; each is applied by calling the module, for ZeRO-3 gathers a weight when its module is called.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from pretrain.errors import ConfigError
+from pretrain.model.carry import Carry, Flow
+from pretrain.model.initialization import embedding_distribution
+from pretrain.model.layer import pass_on
+from pretrain.model.settings import ModelSettings
+from pretrain.parallel.embedding import VocabularyTable
+from pretrain.parallel.mesh import Axis
+
+
+@dataclass(frozen=True)
+class EmbedTokens:
+    """Tokens to the stream."""
+
+    flow: Flow
+    field: str
+    scale: float
+
+    def __call__(self, table: VocabularyTable, carry: Carry) -> Carry:
+        """Adds `hidden` (B, S, D)."""
+        return pass_on(carry, self.flow, hidden=self.embed(table, carry))
+
+    def embed(self, table: VocabularyTable, carry: Carry) -> torch.Tensor:
+        """(B, S, D)."""
+        hidden = table.embed(carry[self.field])
+        return hidden if self.scale == 1.0 else hidden * self.scale
+
+
+class StartDecoder(EmbedTokens):
+    """Target tokens to the stream; the encoder's stream becomes the memory."""
+
+    def __call__(self, table: VocabularyTable, carry: Carry) -> Carry:
+        """Replaces `hidden` (B, T, D) by (B, S, D) and adds `memory` (B, T, D)."""
+        return pass_on(carry, self.flow, hidden=self.embed(table, carry), memory=carry["hidden"])
+
+
+@dataclass(frozen=True)
+class ProjectToLogits:
+    """The stream to logits."""
+
+    flow: Flow
+    scale: float
+
+    def __call__(self, table: VocabularyTable, carry: Carry) -> Carry:
+        """Replaces `hidden` (B, S, D) by `logits` (B, S, V/tp)."""
+        hidden = carry["hidden"]
+        # The stream is scaled and not the logits: D is the smaller of the two widths.
+        return pass_on(carry, self.flow, logits=table.logits(hidden if self.scale == 1.0 else hidden * self.scale))
+
+
+TableUse = EmbedTokens | ProjectToLogits
+
+
+class TableLayer(VocabularyTable):
+    """A vocabulary table in a list of layers, with the use that its first place makes of it."""
+
+    def __init__(self, model: ModelSettings, axis: Axis, use: TableUse) -> None:
+        super().__init__(vocabulary_of(model), model.d_model, axis, weight=embedding_distribution(model))
+        self.use = use
+
+    def forward(self, carry: Carry, use: TableUse | None = None) -> Carry:
+        """The carry behind its first use, or behind the given one of a later place."""
+        return (use or self.use)(self, carry)
+
+
+def vocabulary_of(model: ModelSettings) -> int:
+    """Tokens of the vocabulary. Raises ConfigError where the tokenizer has not told them yet."""
+    if model.vocab_size is None:
+        raise ConfigError("model.vocab_size is not known: set it, or prepare the data first, whose tokenizer tells it")
+    return model.vocab_size

@@ -1,0 +1,409 @@
+"""Training, as each rank runs it: `python -m pretrain.train --run RUN --generation G`, started by the launcher.
+
+Read from the top: `train` builds the parts of a run and goes to its last checkpoint, `Training.run` is the loop. There
+is one loop for every model, layout and objective: what varies sits behind the engine, the batches and the config. Rank
+0 alone writes metrics, of values that are reduced already. What a rank computes depends on the step and the config
+alone, so that a run that was killed repeats its steps bit for bit.
+"""
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain.checkpoint.format import CheckpointRef, Metadata, RunState, changes_of_launch, committed_checkpoints
+from pretrain.checkpoint.load import check_same_model, find_checkpoint, read_run_state, restore, verify_together
+from pretrain.checkpoint.prune import prune
+from pretrain.checkpoint.save import save
+from pretrain.config import RunConfig, read_resolved
+from pretrain.data.batches import Batches, training_batches, validation_batches
+from pretrain.data.bigram import bigram_baseline
+from pretrain.data.micro_batch import IGNORED, MicroBatch
+from pretrain.data.token_shards import Manifest, read_manifest, read_token_bytes
+from pretrain.engine.build import build_engine
+from pretrain.engine.protocol import Engine, StepResult
+from pretrain.engine.world import end_world, start_world
+from pretrain.errors import CheckpointError, ConfigError, DataError, StorageError
+from pretrain.guard.anomalies import SkippedSteps
+from pretrain.guard.fault_file import as_told, run_rank
+from pretrain.guard.parent import die_with_parent
+from pretrain.guard.preemption import StopReason, StopSignals
+from pretrain.metrics.run_logs import RunLogs, arithmetic_of, layout_sizes, open_logs, overview
+from pretrain.metrics.step_values import (
+    Arithmetic,
+    Progress,
+    StepCost,
+    evaluation_values,
+    step_time_values,
+    step_values,
+)
+from pretrain.metrics.tracker import ensure_wandb_id
+from pretrain.metrics.usage import device_peak_bytes, host_bytes
+from pretrain.parallel.agreement import world_maximum, world_sum
+from pretrain.parallel.mesh import ProcessMesh
+
+STEP_TIMES_KEPT = 100
+"""Steps over which percentiles of the step time are taken."""
+BASELINE_MAX_TARGETS = 50_000_000
+"""Beyond it the bigram baseline is left out: its counts are sorted in the memory of rank 0, for some ten seconds at this size."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """A rank from its start to its exit code."""
+    die_with_parent()
+    parser = argparse.ArgumentParser(prog="python -m pretrain.train", description="One rank of a run.")
+    parser.add_argument("--run", required=True, type=Path, help="the run's folder, with its resolved config.yaml")
+    parser.add_argument("--generation", required=True, type=int, help="number of this launch of the run")
+    chosen = parser.parse_args(arguments)
+
+    def work() -> None:
+        train(chosen.run, chosen.generation, StopSignals.install())
+        end_world()
+
+    return run_rank(work, chosen.run, chosen.generation, int(os.environ.get("RANK", "0")))
+
+
+def train(run_dir: Path, generation: int, stop: StopSignals) -> None:
+    """Trains a run from where it stands to its end.
+
+    Raises PretrainError of every kind; Preempted and Interrupted where a signal ended it with a checkpoint.
+    """
+    config = read_resolved(run_dir)
+    mesh = _join_world(config)
+    manifest = read_manifest(config.data.folder)
+    wandb_id = _wandb_id(run_dir) if mesh.rank == 0 else None
+    logs = open_logs(config, run_dir, generation, wandb_id, manifest, mesh)
+    launch = Launch(config, run_dir, generation, manifest, wandb_id, logs)
+    try:
+        training = build(launch, mesh, find_start(launch, mesh), stop)
+        with training.batches:
+            summary = training.run()
+    except BaseException as error:
+        logs.console.close()
+        told = as_told(error)
+        logs.tracker.finish({"end": str(told)}, exit_code=told.exit_code)
+        raise
+    logs.console.close()
+    logs.tracker.finish(summary)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a run, as a rank sees it before anything is built."""
+
+    config: RunConfig
+    """Resolved."""
+    run_dir: Path
+    generation: int
+    manifest: Manifest
+    """Of the data."""
+    wandb_id: str | None
+    """Of rank 0, which alone needs it."""
+    logs: RunLogs
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a run goes on from."""
+
+    ref: CheckpointRef
+    metadata: Metadata
+
+
+def find_start(launch: Launch, mesh: ProcessMesh) -> Start | None:
+    """The newest whole checkpoint of this run, None for a fresh start; damaged ones are told and passed over.
+
+    Raises CheckpointError where all are damaged or are of another model, DataError where the tokenizer is another.
+    """
+
+    def report(ref: CheckpointRef, damage: list[str]) -> None:
+        told = f"the checkpoint of step {ref.step:,} is damaged, the one before it is tried: {damage[0]}"
+        launch.logs.event("checkpoint_damaged", told, step=ref.step, generation=ref.generation, damage=damage)
+
+    ref = find_checkpoint(launch.run_dir, mesh, report)
+    if ref is None:
+        return None
+    metadata = read_run_state(ref)
+    check_same_model(metadata, launch.config.model.model_dump(mode="json"))
+    before, now = metadata.state.tokenizer_hash, launch.manifest.tokenizer_hash
+    if before != now:
+        raise DataError(
+            f"{launch.config.data.dir}: its tokenizer ({now}) is not the one that the checkpoint of step {ref.step} was "
+            f"trained with ({before}); point data.dir at the run's own data"
+        )
+    return Start(ref, metadata)
+
+
+def build(launch: Launch, mesh: ProcessMesh, start: Start | None, stop: StopSignals) -> "Training":
+    """The parts of a run, at the step where it starts."""
+    config = launch.config
+    engine = build_engine(config, mesh, config.train.steps)
+    begin = time.monotonic()
+    if start is not None:
+        restore(engine, start.ref)
+    load_s = time.monotonic() - begin
+    rows = {
+        "micro_batch_sequences": config.train.micro_batch_sequences,
+        "data_rank": mesh.data.rank,
+        "data_size": mesh.data.size,
+    }
+    validation = validation_batches(config.data, sequences=config.evaluation.sequences, **rows)
+    batches = training_batches(
+        config.data,
+        seed=config.run.seed,
+        global_batch_sequences=config.global_batch_sequences,
+        first_step=engine.step,
+        **rows,
+    )
+    _check_order(launch, batches, start)
+    _announce(launch, engine, batches, start, load_s)
+    return Training(
+        launch=launch,
+        engine=engine,
+        batches=batches,
+        validation=validation,
+        validation_bytes=_target_bytes(launch, validation, mesh),
+        arithmetic=arithmetic_of(config, mesh),
+        stop=stop,
+        skipped=SkippedSteps(config.optimizer.max_skipped_in_a_row),
+        targets=start.metadata.state.targets if start else 0,
+        checkpoint=start.ref if start else None,
+    )
+
+
+@dataclass
+class Training:
+    """A run under way on one rank."""
+
+    launch: Launch
+    engine: Engine
+    batches: Batches
+    validation: Sequence[MicroBatch]
+    validation_bytes: int
+    """Bytes of text that all validation targets stand for."""
+    arithmetic: Arithmetic
+    stop: StopSignals
+    skipped: SkippedSteps
+    targets: int = 0
+    """Valid targets trained on so far."""
+    checkpoint: CheckpointRef | None = None
+    """The last one."""
+    evaluation: dict[str, float] = field(default_factory=dict)
+    """Values of the last one."""
+    step_times_s: deque[float] = field(default_factory=lambda: deque(maxlen=STEP_TIMES_KEPT))
+    save_cost: dict[str, float] = field(default_factory=dict)
+    """Of the last save; it goes into the row of the next step, for a step's own row is written before its checkpoint."""
+
+    @property
+    def config(self) -> RunConfig:
+        """Of the run."""
+        return self.launch.config
+
+    @property
+    def logs(self) -> RunLogs:
+        """Where it tells what it does."""
+        return self.launch.logs
+
+    def run(self) -> dict[str, Any]:
+        """The loop. Returns the summary; raises Preempted or Interrupted after a checkpoint where a signal asks for it."""
+        total, tracker = self.config.train.steps, self.logs.tracker
+        if self.engine.step == 0 and self.config.evaluation.interval_steps is not None:
+            tracker.log_step(0, self._evaluate())
+        while self.engine.step < total:
+            result, cost, reason = self._step()
+            step = self.engine.step
+            last, stopping = step == total, reason is not StopReason.NONE
+            values = self._values(result, cost)
+            # A scheduler that takes the machine gives seconds: enough for a checkpoint, not for an evaluation.
+            if last or (self._is_evaluated(step) and not stopping):
+                values |= self._evaluate()
+            # Before the checkpoint: a committed step is never run again, and its row would be missing for ever.
+            tracker.log_step(step, values)
+            self.skipped.check(step, result)
+            if last or stopping:
+                self._save()
+            elif step % self.config.checkpoint.interval_steps == 0:
+                self._try_to_save()
+            if stopping and not last:
+                raise reason.error(step, total)
+        return self._finish()
+
+    def _step(self) -> tuple[StepResult, StepCost, StopReason]:
+        """One step, what it cost, and whether any rank was asked to stop; the same on every rank."""
+        mesh, begin = self.engine.mesh, time.perf_counter()
+        result = self.engine.train_step(next(self.batches))
+        figures = [time.perf_counter() - begin, self.batches.wait_s, device_peak_bytes(mesh.device), host_bytes()]
+        *largest, reason = world_maximum([*figures, float(self.stop.reason)], mesh)
+        self.targets += result.targets
+        return result, StepCost(*largest), StopReason(int(reason))
+
+    def _values(self, result: StepResult, cost: StepCost) -> dict[str, float]:
+        """The row of the step; what of it concerns a reader is told at once."""
+        step, console = self.engine.step, self.logs.console
+        samples = step * self.config.global_batch_sequences
+        progress = Progress(self.targets, samples, samples / self.batches.num_samples, self.engine.skipped_steps)
+        self.step_times_s.append(cost.duration_s)
+        values = step_values(result, cost, self.arithmetic, progress) | self.save_cost
+        self.save_cost = {}
+        if result.skipped:
+            told = f"step {step:,} is skipped on all ranks: its gradient is not finite"
+            self.logs.event("skipped_step", told, step=step, grad_norm=result.grad_norm, loss=result.loss)
+        if step % self.config.logging.interval_steps == 0 or step == self.config.train.steps:
+            values |= step_time_values(self.step_times_s)
+            console.step(step, values)
+        console.tick(step)
+        return values
+
+    def _is_evaluated(self, step: int) -> bool:
+        interval = self.config.evaluation.interval_steps
+        return interval is not None and step % interval == 0
+
+    def _evaluate(self) -> dict[str, float]:
+        self.evaluation = evaluation_values(self.engine.evaluate(self.validation), self.validation_bytes)
+        told = ("eval/loss", "eval/perplexity", "eval/bits_per_byte")
+        self.logs.console.evaluation(self.engine.step, {n: v for n, v in self.evaluation.items() if n in told})
+        return self.evaluation
+
+    def _try_to_save(self) -> None:
+        """Saves; a full disk is told, and training goes on to the next interval: there may be room by then."""
+        try:
+            self._save()
+        except StorageError as error:
+            told = f"no checkpoint of step {self.engine.step:,}, training goes on: {error}"
+            self.logs.event("checkpoint_failed", told, step=self.engine.step, cause=str(error))
+
+    def _save(self) -> None:
+        saved = save(self.engine, self.launch.run_dir, self.launch.generation, self._state())
+        self.checkpoint = saved.ref
+        self.save_cost = {"checkpoint/save_s": saved.duration_s, "checkpoint/bytes": float(saved.num_bytes)}
+        fields = {"step": saved.ref.step, "path": str(saved.ref.path)}
+        self.logs.tracker.log_event("checkpoint", save_s=saved.duration_s, bytes=saved.num_bytes, **fields)
+        if self.engine.mesh.rank == 0:
+            try:
+                prune(self.launch.run_dir, saved.ref, self.config.checkpoint.keep)
+            except OSError as error:
+                told = f"an old checkpoint could not be deleted: {error}"
+                self.logs.event("prune_failed", told, cause=str(error))
+
+    def _state(self) -> RunState:
+        return RunState(
+            model=self.config.model.model_dump(mode="json"),
+            layout=layout_sizes(self.config),
+            precision=self.config.train.precision,
+            next_sample=self.engine.step * self.config.global_batch_sequences,
+            targets=self.targets,
+            skipped_steps=self.engine.skipped_steps,
+            plan_hash=self.batches.plan_hash,
+            tokenizer_hash=self.launch.manifest.tokenizer_hash,
+            wandb_id=self.launch.wandb_id,
+        )
+
+    def _finish(self) -> dict[str, Any]:
+        """Reads the last checkpoint back, and sums the run up. Raises CheckpointError where it is damaged."""
+        assert self.checkpoint is not None and self.config.model.vocab_size is not None
+        if damage := verify_together(self.checkpoint, self.engine.mesh):
+            raise CheckpointError(f"the checkpoint that was just written is damaged: {damage[0]}")
+        self.logs.console.message(f"checkpoint of step {self.engine.step:,}, verified: {self.checkpoint.path}")
+        return {
+            "steps": self.engine.step,
+            "train/tokens": self.targets,
+            "train/skipped_steps": self.engine.skipped_steps,
+            **self.evaluation,
+            "eval/uniform_loss": math.log(self.config.model.vocab_size),
+            **self._baseline(),
+            "checkpoint": str(self.checkpoint.path),
+        }
+
+    def _baseline(self) -> dict[str, float]:
+        """Loss of the bigram model that is fitted on the targets that the model saw, judged on the same validation set."""
+        wanted = self.config.evaluation.baseline == "bigram" and self.engine.mesh.rank == 0
+        if not wanted or self.targets > BASELINE_MAX_TARGETS:
+            return {}
+        loss = bigram_baseline(
+            self.config.data,
+            seed=self.config.run.seed,
+            global_batch_sequences=self.config.global_batch_sequences,
+            steps=self.engine.step,
+            sequences=self.config.evaluation.sequences,
+        )
+        self.logs.console.message(
+            f"baseline: a bigram model of the same training tokens has validation loss {loss:.4f}"
+        )
+        return {"eval/bigram_loss": loss}
+
+
+def _join_world(config: RunConfig) -> ProcessMesh:
+    device = start_world(config.train.device)
+    try:
+        return ProcessMesh.create(config.parallel_layout, device)
+    except ValueError as error:
+        raise ConfigError(f"{error}; start as many ranks as the layout has") from None
+
+
+def _wandb_id(run_dir: Path) -> str:
+    """The id under which W&B knows the run: the folder's, else that of its newest readable checkpoint, else a new one."""
+    for ref in committed_checkpoints(run_dir):
+        try:
+            return ensure_wandb_id(run_dir, read_run_state(ref).state.wandb_id)
+        except CheckpointError:
+            continue
+    return ensure_wandb_id(run_dir)
+
+
+def _check_order(launch: Launch, batches: Batches, start: Start | None) -> None:
+    """A resumed run must meet the order of samples that it left, or it would repeat some and skip others.
+
+    Raises DataError where it changed unasked; a change that the user allowed at this launch is no surprise.
+    """
+    if start is None or start.metadata.state.plan_hash == batches.plan_hash:
+        return
+    allowed = changes_of_launch(launch.run_dir, launch.generation)
+    if not any(change.startswith(("data.", "run.seed", "train.")) for change in allowed):
+        batches.close()
+        raise DataError(
+            f"{launch.config.data.dir}: the training samples or their order are not those of the run up to step "
+            f"{start.ref.step}; going on would repeat some and skip others. Put the data back, or start a new run "
+            "(--set name=NEW-NAME)"
+        )
+
+
+def _announce(launch: Launch, engine: Engine, batches: Batches, start: Start | None, load_s: float) -> None:
+    """The banner, and what a reader should know before the first step."""
+    console = launch.logs.console
+    path = start.ref.path if start else None
+    console.start(
+        overview(
+            launch.config,
+            launch.manifest,
+            engine.mesh,
+            num_parameters=engine.num_parameters,
+            first_step=engine.step,
+            checkpoint=path,
+        )
+    )
+    for note in batches.notes:
+        console.message(note)
+    if launch.generation > 1:
+        told = "from the beginning: no checkpoint was committed" if path is None else f"from step {engine.step:,}"
+        fields = {"step": engine.step, "checkpoint": path and str(path), "load_s": load_s}
+        launch.logs.event("restart", f"launch {launch.generation} of this run goes on {told}", **fields)
+
+
+def _target_bytes(launch: Launch, batches: Sequence[MicroBatch], mesh: ProcessMesh) -> int:
+    """Bytes of text that the validation targets of all data ranks stand for; every rank calls it."""
+    token_bytes = torch.from_numpy(read_token_bytes(launch.config.data.folder, launch.manifest).astype("int64"))
+    mine = sum(int(token_bytes[batch.labels[batch.labels != IGNORED]].sum()) for batch in batches)
+    # Ranks that differ in the pipe or model coordinate alone hold the same rows.
+    return round(world_sum([float(mine)], mesh)[0] / (mesh.pipe.size * mesh.model.size))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""A rank for tests of the launcher: started as a real one is, it does what the environment's FAKE_RANK says, without torch.
+
+    ok | raise:CLASS | one:CLASS | crash | kill | kill-and-notice | exit:CODE | loop | slow-start | child
+
+`loop` is a training loop: it runs until a signal asks it to stop, and writes the steps that it finished. In the modes in which
+rank 1 fails, rank 0 is such a loop; with FAKE_PEER=deaf one that no signal but SIGKILL ends.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pretrain import errors
+from pretrain.guard.fault_file import run_rank
+from pretrain.guard.parent import die_with_parent
+from pretrain.guard.preemption import StopReason, StopSignals
+
+PATIENCE_S = 60.0
+"""How long a rank of a broken test lives."""
+
+
+def work(rank: int, run_dir: Path, mode: str) -> None:
+    kind, _, argument = mode.partition(":")
+    if kind == "raise" or (kind == "one" and rank == 1):
+        raise getattr(errors, argument)(f"the message of rank {rank}: data.dir=x must be y; use z")
+    if kind == "crash" and rank == 1:
+        raise ValueError("an assumption\ndoes not hold")
+    if kind in ("kill", "kill-and-notice") and rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "kill-and-notice":
+        time.sleep(0.3)
+        raise RuntimeError("connection closed by peer")
+    if kind == "exit" and rank == 1:
+        os._exit(int(argument))
+    if kind == "ok":
+        print(f"rank {rank} speaks, a terminal: {sys.stdout.isatty()}")
+        return
+    if kind == "slow-start":
+        (run_dir / f"rank-{rank}.started").touch()
+        time.sleep(1.0)
+    if kind == "child" and rank == 0:
+        subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({PATIENCE_S})"])
+    stop = StopSignals() if os.environ.get("FAKE_PEER") == "deaf" else StopSignals.install()
+    (run_dir / f"rank-{rank}.started").write_text(str(os.getpid()))
+    step, end = 0, time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        time.sleep(0.02)
+        step += 1
+        if stop.reason is not StopReason.NONE:
+            (run_dir / f"rank-{rank}.saved").write_text(str(step))
+            raise stop.reason.error(step, 100)
+
+
+def main() -> int:
+    die_with_parent()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--generation", type=int, required=True)
+    chosen = parser.parse_args()
+    rank = int(os.environ["RANK"])
+    return run_rank(lambda: work(rank, chosen.run, os.environ["FAKE_RANK"]), chosen.run, chosen.generation, rank)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""Every row of the tables of rules is broken once, and its message names the field, its value and a way out that works."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pretrain.config import RunConfig, load_config
+from pretrain.data.token_shards import Manifest, ShardRecord, SpecialTokens, SplitRecord
+from pretrain.errors import ConfigError, DataError, PretrainError, StorageError
+from pretrain.resolve import Machine, World, resolve
+from pretrain.rules import CONFIG_RULES, PREPARE_RULES, check_config, check_preparation
+from pretrain.site_rules import (
+    DATA_RULES,
+    DISK_RULES,
+    SITE_RULES,
+    Disk,
+    Prepared,
+    Site,
+    check_data,
+    check_disk,
+    check_site,
+)
+
+SMALL = """
+model: {d_model: 64, num_layers: 2, num_heads: 4, d_ff: 128, max_sequence_length: 64}
+data: {dir: data/small, sequence_length: 32}
+train: {steps: 100, global_batch_tokens: 256, micro_batch_sequences: 4, device: cpu, precision: fp32}
+"""
+SEQ2SEQ = [
+    "data.objective=seq2seq",
+    "data.source_length=32",
+    "model.architecture=encoder_decoder",
+    "model.num_encoder_layers=2",
+]
+CORPUS = "data.prepare.corpus.source"
+TWO_CORES = Machine(cores=2)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., RunConfig]:
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+
+    def resolved(*overrides: str, machine: Machine = TWO_CORES, world: World | None = None) -> RunConfig:
+        return resolve(load_config(file, overrides), machine, world or World(), vocab_size=300)
+
+    return resolved
+
+
+def manifest(kind: str = "text", vocab_size: int = 300, train: int = 10_000, validation: int = 500) -> Manifest:
+    def split(tokens: int) -> SplitRecord:
+        record = ShardRecord("train/0.tokens", tokens, min(tokens, 10), tokens * 4, tokens * 2, "0" * 32)
+        return SplitRecord((record,))
+
+    return Manifest(
+        kind="pairs" if kind == "pairs" else "text",
+        vocab_size=vocab_size,
+        tokenizer_hash="0" * 32,
+        special=SpecialTokens(0, 1, 2),
+        splits={"train": split(train), "validation": split(validation)},
+    )
+
+
+def message(error: type[PretrainError], judge: Callable[[], object]) -> str:
+    with pytest.raises(error) as caught:
+        judge()
+    return str(caught.value)
+
+
+def test_the_small_config_keeps_every_rule(make: Callable[..., RunConfig]) -> None:
+    for overrides in ([], SEQ2SEQ):
+        config = make(*overrides)
+        check_config(config)
+        check_site(Site(config, TWO_CORES))
+        check_disk(Disk(config, 10**9))
+        check_data(Prepared(config, manifest("pairs" if overrides else "text")))
+
+
+# Rule -> what breaks it, what its message names, and the overrides that its message proposes.
+CONFIG_CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
+    "heads_divide_width": (["model.num_heads=3"], ["model.num_heads=3", "model.d_model=64"], ["model.num_heads=8"]),
+    "kv_heads_divide_heads": (
+        ["model.num_kv_heads=3"],
+        ["model.num_kv_heads=3", "1, 2 or 4"],
+        ["model.num_kv_heads=2"],
+    ),
+    "rotary_needs_even_heads": (
+        ["model.positions=rotary", "model.head_dim=5"],
+        ["model.positions=rotary", "not 5", "model.head_dim=6"],
+        ["model.head_dim=6"],
+    ),
+    "sinusoids_need_even_width": (
+        ["model.positions=sinusoidal", "model.d_model=65", "model.head_dim=8"],
+        ["model.positions=sinusoidal", "not 65"],
+        ["model.d_model=66"],
+    ),
+    "learned_positions_reach": (
+        ["data.sequence_length=128", "train.micro_batch_sequences=1"],
+        ["data.sequence_length=128", "model.max_sequence_length=64"],
+        ["model.max_sequence_length=128"],
+    ),
+    "encoder_has_layers": (
+        [*SEQ2SEQ, "model.num_encoder_layers=0"],
+        ["model.num_encoder_layers=0", "model.architecture=encoder_decoder"],
+        ["model.num_encoder_layers=2"],
+    ),
+    "decoder_has_no_encoder": (
+        ["model.num_encoder_layers=2"],
+        ["model.num_encoder_layers=2", "model.architecture=decoder"],
+        ["model.num_encoder_layers=0"],
+    ),
+    "seq2seq_needs_encoder": (
+        ["data.objective=seq2seq", "data.source_length=32"],
+        ["data.objective=seq2seq", "not decoder"],
+        ["model.architecture=encoder_decoder", "model.num_encoder_layers=1"],
+    ),
+    "causal_needs_decoder": (
+        ["model.architecture=encoder_decoder", "model.num_encoder_layers=1"],
+        ["data.objective=causal", "not encoder_decoder"],
+        ["data.objective=seq2seq", "data.source_length=32"],
+    ),
+    "source_length_needed": (
+        [*SEQ2SEQ, "data.source_length=null"],
+        ["data.source_length is null", "data.sequence_length=32"],
+        ["data.source_length=32"],
+    ),
+    "source_length_unused": (["data.source_length=32"], ["data.source_length=32"], ["data.source_length=null"]),
+    "tp_divides_heads": (["layout.tp=8"], ["layout.tp=8", "model.num_heads=4", "tp=1, 2 or 4"], ["layout.tp=4"]),
+    "tp_divides_feed_forward": (
+        ["layout.tp=4", "model.d_ff=130"],
+        ["layout.tp=4", "model.d_ff=130", "tp=1 or 2"],
+        ["layout.tp=2"],
+    ),
+    "stages_have_layers": (["layout.pp=7"], ["layout.pp=7", "6 layers", "pp=6"], ["layout.pp=6"]),
+    "pipeline_needs_zero_1": (
+        ["layout.pp=2", "layout.zero_stage=2"],
+        ["layout.zero_stage=2", "layout.pp=2", "micro-batches"],
+        ["layout.zero_stage=1"],
+    ),
+    "batch_divides": (
+        ["train.global_batch_tokens=300"],
+        ["train.global_batch_tokens=300", "= 128", "use 256 or 384"],
+        ["train.global_batch_tokens=384"],
+    ),
+    "warmup_ends": (
+        ["schedule.warmup_steps=100"],
+        ["schedule.warmup_steps=100", "train.steps=100", "use 10"],
+        ["schedule.warmup_steps=10"],
+    ),
+    "decay_follows_warmup": (
+        ["schedule.warmup_steps=10", "schedule.decay_steps=10"],
+        ["schedule.decay_steps=10", "schedule.warmup_steps=10"],
+        ["schedule.decay_steps=null"],
+    ),
+    "noam_needs_warmup": (
+        ["schedule.name=noam", "optimizer.peak_lr=1.0"],
+        ["schedule.warmup_steps=0", "schedule.name=noam", "here 10"],
+        ["schedule.warmup_steps=10"],
+    ),
+    "noam_peak_is_factor": (
+        ["schedule.name=noam", "schedule.warmup_steps=10"],
+        ["optimizer.peak_lr=0.0003", "schedule.name=noam"],
+        ["optimizer.peak_lr=1.0"],
+    ),
+    "top_p_is_share": (["samples.top_p=1.5"], ["samples.top_p=1.5", "use 1.0"], ["samples.top_p=1.0"]),
+}
+
+PREPARE_CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
+    "corpus_needs_paths": (
+        [f"{CORPUS}=jsonl"],
+        ["data.prepare.corpus.paths is empty", f"{CORPUS}=jsonl"],
+        ["data.prepare.corpus.paths=[corpus/**/*.txt]"],
+    ),
+    "catalogues_need_place": (
+        [*SEQ2SEQ, f"{CORPUS}=message_catalogues"],
+        ["data.prepare.corpus.paths and .packages are empty"],
+        ["data.prepare.corpus.packages=[some-package]"],
+    ),
+    "hub_needs_revision": (
+        [f"{CORPUS}=hub", "data.prepare.corpus.name=some/set"],
+        ["data.prepare.corpus.name=some/set", ".revision=None"],
+        ["data.prepare.corpus.revision=0123abc"],
+    ),
+    "corpus_fits_objective": (
+        [*SEQ2SEQ, f"{CORPUS}=standard_library"],
+        ["data.objective=seq2seq", f"{CORPUS}=standard_library"],
+        ["data.prepare.corpus={source: message_catalogues, packages: [some-package]}"],
+    ),
+    "vocabulary_holds_bytes": (
+        [f"{CORPUS}=standard_library", "data.prepare.tokenizer.vocab_size=100"],
+        ["data.prepare.tokenizer.vocab_size=100", "at least 259"],
+        ["data.prepare.tokenizer.vocab_size=8192"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [rule.name for rule in (*CONFIG_RULES, *PREPARE_RULES)])
+def test_a_broken_rule_names_field_and_fix_and_the_fix_works(name: str, make: Callable[..., RunConfig]) -> None:
+    breaking, named, fix = (CONFIG_CASES | PREPARE_CASES)[name]
+    told = message(ConfigError, lambda: check_config(make(*breaking)))
+    for text in named:
+        assert text in told
+    check_config(make(*breaking, *fix))
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_pipeline_takes_zero_1_alone(stage: int, make: Callable[..., RunConfig]) -> None:
+    check_config(make(f"layout.zero_stage={stage}", "layout.pp=1"))
+    told = message(ConfigError, lambda: check_config(make("layout.pp=2", f"layout.zero_stage={stage}")))
+    assert f"layout.zero_stage={stage}" in told and "set layout.zero_stage=1" in told
+
+
+def test_all_broken_rules_are_told_at_once(make: Callable[..., RunConfig]) -> None:
+    told = message(
+        ConfigError, lambda: check_config(make("layout.tp=3", "train.global_batch_tokens=300", "samples.top_p=2"))
+    )
+    assert told.startswith("4 settings do not fit:") and len(told.splitlines()) == 5
+
+
+def test_every_rule_of_every_table_has_a_name_of_its_own() -> None:
+    names = [rule.name for rule in (*CONFIG_RULES, *PREPARE_RULES, *SITE_RULES, *DISK_RULES, *DATA_RULES)]
+    assert len(set(names)) == len(names)
+
+
+def test_preparation_without_a_recipe_is_told(make: Callable[..., RunConfig]) -> None:
+    told = message(ConfigError, lambda: check_preparation(make()))
+    assert "data.prepare is missing" in told
+    recipe = re.search(r"extends: (\S+\.yaml)", told)
+    assert recipe is not None
+    rest = ["d_model=64", "num_layers=1", "num_heads=1", "d_ff=64"]
+    lengths = ["steps=1", "global_batch_tokens=256", "micro_batch_sequences=1"]
+    load_config(recipe[1], [*(f"model.{field}" for field in rest), *(f"train.{field}" for field in lengths)])
+
+
+SITE_CASES: dict[str, tuple[list[str], Machine, World, list[str]]] = {
+    "layout_fills_world": (
+        ["layout.dp=3"],
+        TWO_CORES,
+        World(ranks_per_node=4),
+        ["--nproc: 4 ranks", "dp=3", "start 3", "layout.dp=auto"],
+    ),
+    "nodes_share_ranks": (["layout.dp=3"], TWO_CORES, World(nodes=2), ["--nnodes 2", "3 ranks"]),
+    "cuda_is_there": (["train.device=cuda"], TWO_CORES, World(), ["train.device=cuda", "set train.device=cpu"]),
+    "gpus_suffice": (
+        ["train.device=cuda", "layout.dp=4"],
+        Machine(cores=8, gpus=2),
+        World(),
+        ["4 ranks", "2 GPU(s)", "layout.dp smaller"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [rule.name for rule in SITE_RULES])
+def test_a_layout_that_cannot_run_here_is_told(name: str, make: Callable[..., RunConfig]) -> None:
+    overrides, machine, world, named = SITE_CASES[name]
+    config = make(*overrides, machine=machine, world=world)
+    told = message(ConfigError, lambda: check_site(Site(config, machine, world)))
+    for text in named:
+        assert text in told
+
+
+def test_gpus_of_all_nodes_count(make: Callable[..., RunConfig]) -> None:
+    machine = Machine(cores=8, gpus=2)
+    config = make("train.device=cuda", "layout.dp=4", machine=machine)
+    check_site(Site(config, machine, World(nodes=2)))
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_told(make: Callable[..., RunConfig]) -> None:
+    assert [rule.name for rule in DISK_RULES] == ["disk_holds_checkpoints"]
+    config = make("checkpoint.keep=2")
+    size = Disk(config, 0).checkpoint_bytes
+    check_disk(Disk(config, 3 * size))
+    told = message(StorageError, lambda: check_disk(Disk(config, 3 * size - 1)))
+    assert "run.dir=" in told and "checkpoint.keep=2" in told and "free some space" in told
+
+
+DATA_CASES: dict[str, tuple[list[str], Manifest, list[str]]] = {
+    "vocabulary_covers_tokenizer": (
+        ["model.vocab_size=299"],
+        manifest(),
+        ["model.vocab_size=299", "data.dir=", "300", "model.vocab_size=null"],
+    ),
+    "data_kind_fits_objective": ([], manifest(kind="pairs"), ["data.dir=", "holds pairs", "needs text"]),
+    "training_data_suffice": ([], manifest(train=32), ["32 training tokens", "data.sequence_length=32"]),
+    "validation_data_suffice": ([], manifest(validation=0), ["no validation documents", "validation_fraction"]),
+}
+
+
+@pytest.mark.parametrize("name", [rule.name for rule in DATA_RULES])
+def test_data_that_do_not_serve_are_told(name: str, make: Callable[..., RunConfig]) -> None:
+    overrides, found, named = DATA_CASES[name]
+    told = message(DataError, lambda: check_data(Prepared(make(*overrides), found)))
+    for text in named:
+        assert text in told
+
+
+def test_a_vocabulary_may_have_more_rows_than_the_tokenizer(make: Callable[..., RunConfig]) -> None:
+    check_data(Prepared(make("model.vocab_size=320"), manifest()))

@@ -7,16 +7,15 @@ the data axis, norm, clipping, the skip of a non-finite step. Costs: sends block
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import deepspeed
 import torch
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.engine.adapters import BalancedPipelineModule, balance, pipeline_layers
+from pretrain.engine.initialize import initialize, quiet
 from pretrain.engine.objective import TrainingLoss
 from pretrain.engine.plan import EnginePlan
 from pretrain.engine.protocol import EvaluationResult, Fragment, StepResult
-from pretrain.engine.quiet import quiet
 from pretrain.engine.state import training_state
 from pretrain.engine.steps import count_targets, evaluation_result, micro_batch_weight, step_result
 from pretrain.parallel.mesh import ProcessMesh
@@ -42,13 +41,7 @@ class PipelineEngine:
                 loss_fn=lambda logits, labels: self._loss(logits, *labels),
             )
         parameters = list(module.parameters())
-        with quiet():
-            self._engine: Any = deepspeed.initialize(
-                model=module,
-                optimizer=plan.build_optimizer(parameters),
-                config=plan.deepspeed,
-                dist_init_required=False,
-            )[0]
+        self._engine: Any = initialize(model=module, optimizer=plan.build_optimizer(parameters), config=plan.deepspeed)
         self._state = training_state(plan.zero_stage, parameters, self._engine.optimizer, mesh)
 
     def train_step(self, microbatches: Sequence[MicroBatch]) -> StepResult:

@@ -6,17 +6,16 @@ At ZeRO-0 norm, guard and clipping are ours (pretrain.engine.gradients): DeepSpe
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import deepspeed
 import torch
 from torch import nn
 
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.engine.adapters import ModelParallelUnit
 from pretrain.engine.gradients import guard_and_clip
+from pretrain.engine.initialize import initialize
 from pretrain.engine.objective import TrainingLoss
 from pretrain.engine.plan import EnginePlan
 from pretrain.engine.protocol import EvaluationResult, Fragment, StepResult
-from pretrain.engine.quiet import quiet
 from pretrain.engine.state import training_state
 from pretrain.engine.steps import count_targets, evaluation_result, micro_batch_weight, step_result
 from pretrain.model.layers import LayerStack
@@ -46,14 +45,12 @@ class SequentialEngine:
         with mesh.device:
             module = _ModelWithLoss(LayerStack(plan.specs), self._loss)
         self._parameters = list(module.parameters())
-        with quiet():
-            self._engine: Any = deepspeed.initialize(
-                model=module,
-                optimizer=plan.build_optimizer(self._parameters),
-                config=plan.deepspeed,
-                mpu=ModelParallelUnit(mesh),
-                dist_init_required=False,
-            )[0]
+        self._engine: Any = initialize(
+            model=module,
+            optimizer=plan.build_optimizer(self._parameters),
+            config=plan.deepspeed,
+            mpu=ModelParallelUnit(mesh),
+        )
         self._state = training_state(plan.zero_stage, self._parameters, self._engine.optimizer, mesh)
 
     def train_step(self, microbatches: Sequence[MicroBatch]) -> StepResult:

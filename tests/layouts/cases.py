@@ -73,7 +73,7 @@ _SIZE = {
     "num_heads": 4,
     "d_ff": 48,
     "max_sequence_length": 20,
-    "initialization": {"std": 0.1},
+    "initialization": {"std": 0.15},
 }
 _COSINE = {"name": "cosine", "warmup_steps": 2}
 _LLAMA = {
@@ -91,7 +91,7 @@ _PALM = {
     "activation": "swiglu",
     "biases": [],
     "logit_scale": "rsqrt_d_model",
-    "initialization": {"std": 0.1, "embedding_std": 1.0},
+    "initialization": {"std": 0.15, "embedding_std": 1.0},
 }
 _TRANSFORMER = {
     "architecture": "encoder_decoder",

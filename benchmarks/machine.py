@@ -2,21 +2,23 @@
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-_SHAPES = ((2048, 512, 2048), (4096, 512, 2048), (4096, 2048, 512), (2048, 2048, 2048))
-"""(rows, inner, columns): those of a small model's feed-forward, and a square one."""
+Shape = tuple[int, int, int]
+"""Of a product: (rows, inner, columns)."""
 
 
-def matmul_peak_flops(dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter, repeats: int = 12) -> float:
-    """Best FLOP/s of a matrix product over a few shapes, measured now by `clock`; random data, the best of the repeats."""
+def matmul_peak_flops(
+    dtype: torch.dtype, shapes: Sequence[Shape], clock: Callable[[], float] = time.perf_counter, repeats: int = 10
+) -> float:
+    """Best FLOP/s of a matrix product over the shapes, measured now by `clock`; random data, the best of the repeats."""
     best = 0.0
-    for rows, inner, columns in _SHAPES:
+    for rows, inner, columns in shapes:
         a, b = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
         torch.nn.functional.linear(a, b)
         for _ in range(repeats):

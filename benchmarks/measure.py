@@ -74,17 +74,29 @@ def _measure_precision(arguments: argparse.Namespace, precision: Precision, cons
         batch_sequences=arguments.batch_sequences,
         micro_batch_sequences=arguments.micro_batch_sequences,
     )
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    peak = matmul_peak_flops(dtype, READ[arguments.clock])
+    peak = _peak(config, arguments.clock)
     steps = {name: BUILDERS[name](config) for name in arguments.contestants}
     batches = random_batches(config, arguments.warmup + arguments.rounds)
     timings = interleave(steps, batches, warmup=arguments.warmup)
-    peak = max(peak, matmul_peak_flops(dtype, READ[arguments.clock]))
+    peak = max(peak, _peak(config, arguments.clock))
     found = _summary(config, timings, peak, arguments.clock)
     console.print(_table(precision, config, found))
     if arguments.profile:
         console.print(compare(steps, batches[-1], TITLES))
     return found
+
+
+def _peak(config: RunConfig, clock: Clock) -> float:
+    """Best FLOP/s of the model's own products: feed-forward up and down, logits."""
+    model, rows = config.model, config.train.micro_batch_sequences * config.data.sequence_length
+    assert model.vocab_size is not None
+    shapes = [
+        (rows, model.d_model, model.d_ff),
+        (rows, model.d_ff, model.d_model),
+        (rows, model.d_model, model.vocab_size),
+    ]
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    return matmul_peak_flops(dtype, shapes, READ[clock])
 
 
 def _model(arguments: argparse.Namespace) -> ModelSettings:

@@ -16,11 +16,11 @@ import sys
 from pathlib import Path
 
 ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
-    "MALLOC_TOP_PAD_": str(1 << 28),
+    "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
 }
-"""glibc: buffers up to 1 GiB come from the heap, which keeps up to 4 GiB and grows by 256 MiB."""
+"""glibc's malloc keeps what is freed: the values that the launcher gives to ranks on a CPU."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

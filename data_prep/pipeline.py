@@ -15,10 +15,12 @@ import json
 import logging
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
@@ -270,15 +272,7 @@ class RayTasks:
 
     def __enter__(self) -> Self:
         with self._owned as owned:
-            # These have no argument in ray.init. Without the second one, Ray's servers on Linux listen on every address,
-            # whatever node address they are given; it is read when ray is first imported.
-            settings = {
-                "RAY_USAGE_STATS_ENABLED": "0",
-                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-                "RAY_AUTH_MODE": "token",
-                "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            }
-            owned.enter_context(_environment(settings))
+            owned.enter_context(_ray_environment())
             import ray
 
             if not ray.is_initialized():
@@ -333,10 +327,16 @@ class RayTasks:
 
 
 @contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Variables of this process and its children, put back at the end."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+def _ray_environment() -> Iterator[None]:
+    """What ray.init has no argument for, as variables of this process and its children; put back at the end."""
+    names = ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Without it, Ray's servers on Linux listen on every address, whatever node address they are given.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ["RAY_AUTH_TOKEN"] = _ray_token()
+    if "ray" not in sys.modules:  # it reads the mode when it is imported; once it is, ray.init turns tokens on itself
+        os.environ["RAY_AUTH_MODE"] = "token"
     try:
         yield
     finally:
@@ -345,6 +345,12 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@cache
+def _ray_token() -> str:
+    """The secret of this process's Ray clusters; one for all of them, for Ray keeps the first one it sees."""
+    return secrets.token_hex(32)
 
 
 def _call(function: Callable[[Task], Result], task: Task) -> Result:

@@ -16,7 +16,6 @@ import signal
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,15 +25,11 @@ from typing import Any
 from pretrain.guard.fault_file import logs_folder
 from pretrain.guard.parent import DEFERRED_SIGNALS, LAUNCHER_PID
 
-WATCH_INTERVAL_S = 0.05
-AGENT_INTERVAL_S = 0.2
-"""Longer than the watch's, so that the watch sees a dead rank before the agent reaps it."""
+WATCH_INTERVAL_S = 0.1
 
-PEERS_GRACE_S = 4.0
-"""From a rank's death to SIGKILL for its peers. They have nothing left to do but to write their own faults, and wait in a
-collective that will not end."""
-
-EXIT_BARRIER_S = 60.0
+PEERS_GRACE_S = 3.0
+"""From a rank's death to SIGKILL for its peers. They have nothing left to do but to write their own ends, or wait in a collective
+that will not return."""
 
 # Ranks other than 0 write to their own log. `exec` keeps the process id: signals and exit codes are the rank's own.
 _REDIRECT = 'if [ "$RANK" != 0 ]; then exec >>"$0/rank-$RANK.log" 2>&1 </dev/null; fi; exec "$@"'
@@ -82,109 +77,98 @@ def run_ranks(job: RankJob) -> Ended:
     """Starts the ranks and returns when all of them have ended. Must be called on the main thread."""
     # torch warns through the agent's loggers of what is meant here: a thread, and signals to the ranks.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    agent = _ElasticAgent(job)
     ended = Ended(job.generation)
+    agent = _AgentThread(job, ended)
     with _caught_signals() as caught:
         agent.start()
-        watch = _Watch(agent, ended)
         while agent.is_alive():
             agent.join(WATCH_INTERVAL_S)
-            watch.look()
-            while caught and watch.pids:
-                _pass_on(caught.pop(0), watch, ended)
-    ended.generation = agent.generation
-    for rank, code in agent.failures.items():
-        ended.exits.setdefault(rank, code)
+            while caught and agent.watch.pids:
+                _pass_on(caught.pop(0), agent.watch, ended)
     if ended.exits:
-        watch.kill()
+        agent.watch.kill()
     if agent.error is not None and not ended.exits:
         raise agent.error
     return ended
 
 
-class _ElasticAgent(threading.Thread):
+class _AgentThread(threading.Thread):
     """torch's agent on a thread of its own."""
 
-    def __init__(self, job: RankJob):
+    def __init__(self, job: RankJob, ended: Ended):
         super().__init__(name="elastic-agent", daemon=True)
-        self.job = job
-        self.generation = job.generation
-        self.failures: dict[int, int] = {}
+        self.job, self.ended = job, ended
+        self.watch = Watch(ended)
         self.error: Exception | None = None
-        self._agent: Any = None
 
     def run(self) -> None:
         """Runs the ranks to their end."""
         # Inherited by the ranks: a signal that comes while they import torch waits until their handlers stand.
         signal.pthread_sigmask(signal.SIG_BLOCK, DEFERRED_SIGNALS)
+        from launch.rendezvous import make_agent
+
         try:
-            self._agent = self._build()
-            result = self._agent.run()
-            self.failures = {rank: failure.exitcode for rank, failure in result.failures.items()}
+            agent = make_agent(self.job.nodes, self.job.local_ranks, self.watch, self._arguments, self._agree)
+            result: Any = agent.run()
+            for rank, failure in result.failures.items():
+                if rank not in self.watch.stopped:
+                    self.ended.exits.setdefault(rank, failure.exitcode)
         except Exception as error:
             self.error = error
 
-    def pids(self) -> dict[int, int]:
-        """Process ids of the ranks that were started, by global rank."""
-        workers = self._agent.get_worker_group().workers if self._agent else ()
-        return {worker.global_rank: worker.id for worker in workers if worker.id is not None}
-
-    def _build(self) -> Any:
-        from torch.distributed.elastic.agent.server.api import WorkerSpec
-        from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-
-        from launch.rendezvous import RankLogs, rendezvous_handler
-
-        handler = rendezvous_handler(self.job.nodes, str(uuid.uuid4()), self._agree_on_generation)
-        spec = WorkerSpec(
-            role="rank",
-            local_world_size=self.job.local_ranks,
-            entrypoint="/bin/sh",
-            args=self._arguments(),
-            rdzv_handler=handler,
-            max_restarts=0,
-            monitor_interval=AGENT_INTERVAL_S,
-            local_addr="127.0.0.1" if self.job.nodes.count == 1 else None,
-        )
-        self._spec = spec
-        return LocalElasticAgent(spec, RankLogs(), exit_barrier_timeout=EXIT_BARRIER_S)
-
-    def _agree_on_generation(self, store: Any) -> None:
+    def _agree(self, store: Any) -> None:
         """Node 0 numbers the launch; the others learn it from the store before they start a rank."""
         key = "pretrain/generation"
         if self.job.nodes.rank == 0:
-            store.set(key, str(self.generation))
-        self.generation = int(store.get(key))
-        self._spec.args = self._arguments()
+            store.set(key, str(self.ended.generation))
+        self.ended.generation = int(store.get(key))
 
     def _arguments(self) -> tuple[str, ...]:
-        folder = logs_folder(self.job.run_dir, self.generation)
+        """Of /bin/sh, once the generation is known."""
+        folder = logs_folder(self.job.run_dir, self.ended.generation)
         folder.mkdir(parents=True, exist_ok=True)
         variables = {LAUNCHER_PID: str(os.getpid()), **self.job.environment}
-        command = (*self.job.command, "--run", str(self.job.run_dir), "--generation", str(self.generation))
-        return ("-c", _REDIRECT, str(folder), "env", *(f"{k}={v}" for k, v in variables.items()), *command)
+        run = ("--run", str(self.job.run_dir), "--generation", str(self.ended.generation))
+        return (
+            "-c",
+            _REDIRECT,
+            str(folder),
+            "env",
+            *(f"{k}={v}" for k, v in variables.items()),
+            *self.job.command,
+            *run,
+        )
 
 
-class _Watch:
+class Watch:
     """Sees which rank died first, and stops its peers once they had time to tell their own end."""
 
-    def __init__(self, agent: _ElasticAgent, ended: Ended):
+    def __init__(self, ended: Ended):
         self.pids: dict[int, int] = {}
-        self._agent, self._ended = agent, ended
+        """Processes of the ranks that were started, by global rank."""
+        self.stopped: set[int] = set()
+        """Ranks that were alive when they were killed from here: their end is no cause of anything."""
+        self._ended = ended
         self._first_death: float | None = None
 
-    def look(self) -> None:
-        """Notes ranks that failed since the last look."""
-        self.pids = self._agent.pids() or self.pids
-        fresh = {rank: code for rank, pid in self.pids.items() if (code := _exit_of(pid))}
-        self._ended.exits.update({rank: code for rank, code in fresh.items() if rank not in self._ended.exits})
-        if self._ended.exits and self._first_death is None:
-            self._first_death = time.monotonic()
-        if self._first_death is not None and time.monotonic() - self._first_death > PEERS_GRACE_S:
-            self.kill()
+    def look(self, pids: Mapping[int, int]) -> bool:
+        """Notes ranks that failed since the last look, and whether the agent may now reap them: False while peers of a
+        dead rank have time to end by themselves. It must look before the agent does, which forgets who was first."""
+        self.pids = dict(pids)
+        states = {rank: _exit_of(pid) for rank, pid in self.pids.items()}
+        known = self.stopped | self._ended.exits.keys()
+        self._ended.exits.update({rank: code for rank, code in states.items() if code and rank not in known})
+        if not self._ended.exits or all(code is not None for code in states.values()):
+            return True
+        self._first_death = self._first_death or time.monotonic()
+        if time.monotonic() - self._first_death < PEERS_GRACE_S:
+            return False
+        self.kill()
+        return True
 
     def kill(self) -> None:
         """SIGKILL to every rank and to whatever it started."""
+        self.stopped |= self.pids.keys() - self._ended.exits.keys()
         self.send(signal.SIGKILL)
 
     def send(self, signum: int) -> None:
@@ -195,13 +179,12 @@ class _Watch:
 
 
 def _exit_of(pid: int) -> int | None:
-    """Exit code of a dead child that the agent has not reaped yet, negative for a signal; None while it runs or is gone."""
-    if not hasattr(os, "waitid"):
-        return None
+    """Exit code of a child that ended, negative for a signal; None while it runs. One that was reaped is told as 0: the agent
+    has its code."""
     try:
         state = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
-        return None
+        return 0
     if state is None:
         return None
     return state.si_status if state.si_code == os.CLD_EXITED else -state.si_status
@@ -222,7 +205,7 @@ def _caught_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(signum, handler)
 
 
-def _pass_on(signum: signal.Signals, watch: _Watch, ended: Ended) -> None:
+def _pass_on(signum: signal.Signals, watch: Watch, ended: Ended) -> None:
     """Ctrl-C once, TERM, USR1 and a closed terminal let the ranks finish their step; Ctrl-C again stops them now."""
     if signum == signal.SIGINT and signal.SIGINT in ended.forwarded:
         ended.killed_by_user = True

@@ -1,23 +1,29 @@
-"""How the launchers of a run's nodes find each other, and where torch's agent sends what ranks print.
+"""torch's elastic agent, as the launcher uses it: how nodes find each other, how ranks are started and watched.
 
 One node: a store on a free port of 127.0.0.1, chosen by the kernel. Several: a store on node 0 at the endpoint that was given,
 each node with its own number. The store has no authentication by torch's design and listens on every address: the endpoint
-belongs on a private network. This module imports torch; only `launch.ranks` imports it, once ranks are to start.
+belongs on a private network. Only `launch.ranks` imports this module, once ranks are to start: it imports torch.
 """
 
+import uuid
 from collections.abc import Callable
 from typing import Any
 
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-from launch.ranks import Nodes
+from launch.ranks import WATCH_INTERVAL_S, Nodes, Watch
 
+LOOPBACK = "127.0.0.1"
 JOIN_TIMEOUT_S = 600
-"""How long a node waits for the others."""
+"""How long a node waits for the others at the start."""
+EXIT_BARRIER_S = 60.0
+"""How long a node whose ranks have ended waits for the others."""
 
 
 class RankLogs(LogsSpecs):
@@ -45,13 +51,61 @@ class _StaticRendezvous(StaticTCPRendezvous):
         return info
 
 
-def rendezvous_handler(nodes: Nodes, run_id: str, agree: Callable[[Any], None]) -> RendezvousHandler:
-    """The handler for a run's nodes; `agree` is called with the store where there are several."""
+class _WatchedAgent(LocalElasticAgent):
+    """torch's agent, which lets the launcher's watch look at the ranks before it reaps them itself.
+
+    The two methods are SimpleElasticAgent's documented seam for agents of one's own; their decorator has no type.
+    """
+
+    watch: Watch
+    arguments: Callable[[], tuple[str, ...]]
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        worker_group.spec.args = self.arguments()
+        return super()._start_workers(worker_group)  # pyright: ignore[reportCallIssue]
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self.watch.look({worker.global_rank: worker.id for worker in worker_group.workers}):
+            return super()._monitor_workers(worker_group)  # pyright: ignore[reportCallIssue]
+        return RunResult(state=WorkerState.HEALTHY)
+
+
+def make_agent(
+    nodes: Nodes,
+    local_ranks: int,
+    watch: Watch,
+    arguments: Callable[[], tuple[str, ...]],
+    agree: Callable[[Any], None],
+) -> LocalElasticAgent:
+    """The agent of this node.
+
+    Args:
+        nodes: of the run.
+        local_ranks: that this node starts.
+        watch: looks at the ranks at every interval.
+        arguments: of /bin/sh, which becomes the rank; asked for when the nodes have met.
+        agree: called with the store when they meet, where there are several.
+    """
+    spec = WorkerSpec(
+        role="rank",
+        local_world_size=local_ranks,
+        entrypoint="/bin/sh",
+        rdzv_handler=_handler(nodes, agree),
+        max_restarts=0,
+        monitor_interval=WATCH_INTERVAL_S,
+        local_addr=LOOPBACK if nodes.count == 1 else None,
+    )
+    agent = _WatchedAgent(spec, RankLogs(), exit_barrier_timeout=EXIT_BARRIER_S)
+    agent.watch, agent.arguments = watch, arguments
+    return agent
+
+
+def _handler(nodes: Nodes, agree: Callable[[Any], None]) -> RendezvousHandler:
     if nodes.count == 1:
-        return get_rendezvous_handler(
-            RendezvousParameters("c10d", "127.0.0.1:0", run_id, 1, 1, local_addr="127.0.0.1", is_host=True)
-        )
-    assert nodes.endpoint is not None, "several nodes need an endpoint; the launcher checks it"
+        run_id = str(uuid.uuid4())
+        parameters = RendezvousParameters("c10d", f"{LOOPBACK}:0", run_id, 1, 1, local_addr=LOOPBACK, is_host=True)
+        return get_rendezvous_handler(parameters)
+    assert nodes.endpoint is not None, "several nodes need an endpoint; the command checks it"
     host, port = parse_rendezvous_endpoint(nodes.endpoint, -1)
     # Every node must name the run alike, and has nothing to name it by but the endpoint.
     handler = _StaticRendezvous(host, port, nodes.rank, nodes.count, f"pretrain-{port}", JOIN_TIMEOUT_S)

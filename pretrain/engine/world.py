@@ -43,7 +43,7 @@ def start_deepspeed(device_kind: str) -> None:
 
     logger.setLevel(logging.ERROR)
     if device_kind == "cpu":
-        deepspeed.ops.__compatible_ops__ = {}
+        setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010 (a module __getattr__ makes it; types do not know it)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 

@@ -40,6 +40,7 @@ def evaluation_of(result: EvaluationResult, *, step: int, vocab_size: int, targe
         target_bytes: bytes of text that all targets stand for.
     """
     values = evaluation_values(result, target_bytes)
+    values["eval/targets"] = float(result.targets_by_position.sum())
     values["eval/uniform_loss"] = math.log(vocab_size)
     values["eval/nats_below_uniform"] = math.log(vocab_size) - result.loss
     sums, counts = result.loss_by_position.tolist(), result.targets_by_position.tolist()

@@ -11,7 +11,8 @@ class WandbSettings(Settings):
     """Weights & Biases. The key comes from the environment or netrc, never from a config."""
 
     mode: Literal["auto", "offline", "online", "disabled"] = "auto"
-    """`auto`: online where a key is configured (WANDB_API_KEY or netrc), else offline into the run's `wandb/`."""
+    """`auto`: online where a key is configured (WANDB_API_KEY or netrc), else offline into the run's `wandb/`; W&B's own
+    WANDB_MODE=offline or =disabled, as sites set it whose nodes have no network, is kept."""
     project: str = "pretrain"
     entity: str | None = None
 
@@ -43,4 +44,6 @@ class EvaluationSettings(Settings):
     baseline: Literal["bigram", "none"] = "bigram"
     """`bigram`: at the end, the loss of an absolute-discounting bigram model fitted on the tokens that the model saw."""
     beam_size: NonNegativeInt = 0
-    """Of translation samples; 0: greedy."""
+    """Of translations; 0: greedy."""
+    translations: PositiveInt = 256
+    """Held-out pairs, evenly spread, that are translated for chrF and whose sources are shuffled to see whether they are read."""

@@ -43,7 +43,8 @@ def work(rank: int, run_dir: Path, mode: str) -> None:
         (run_dir / f"rank-{rank}.started").touch()
         time.sleep(1.0)
     if kind == "child" and rank == 0:
-        subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({PATIENCE_S})"])
+        child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({PATIENCE_S})"])
+        (run_dir / "child.started").write_text(str(child.pid))
     stop = StopSignals() if os.environ.get("FAKE_PEER") == "deaf" else StopSignals.install()
     (run_dir / f"rank-{rank}.started").write_text(str(os.getpid()))
     step, end = 0, time.monotonic() + PATIENCE_S

@@ -52,7 +52,7 @@ class Case:
                 "model": _SIZE | self.model,
                 "layout": {"pp": layout.pp, "dp": layout.dp, "tp": layout.tp, "zero_stage": zero_stage},
                 "data": data,
-                "optimizer": {"peak_lr": 1e-3, "epsilon": 1e-6, "weight_decay": 0.1, "clip_norm": 0.1},
+                "optimizer": {"peak_lr": 1e-3, "epsilon": 1e-6, "weight_decay": 0.1, "clip_norm": 0.03},
                 "schedule": self.schedule,
                 "train": {
                     "steps": TOTAL_STEPS,
@@ -73,7 +73,7 @@ _SIZE = {
     "num_heads": 4,
     "d_ff": 48,
     "max_sequence_length": 20,
-    "initialization": {"std": 0.15},
+    "initialization": {"std": 0.2},
 }
 _COSINE = {"name": "cosine", "warmup_steps": 2}
 _LLAMA = {
@@ -91,7 +91,7 @@ _PALM = {
     "activation": "swiglu",
     "biases": [],
     "logit_scale": "rsqrt_d_model",
-    "initialization": {"std": 0.15, "embedding_std": 1.0},
+    "initialization": {"std": 0.2, "embedding_std": 1.0},
 }
 _TRANSFORMER = {
     "architecture": "encoder_decoder",
@@ -166,7 +166,7 @@ MATRIX = [(case, setup) for case in CASES for setup in _GRIDS] + [
 
 def global_batch(case: Case, step: int) -> Batch:
     """All sequences of a step (counted from 0): the model's inputs, and `labels`."""
-    rng = random.Random(f"{case.is_encoder_decoder} {step}")
+    rng = random.Random(f"A{case.is_encoder_decoder} {step}")
     rows = [_pair_row(rng, row) if case.is_encoder_decoder else _text_row(rng, row) for row in range(SEQUENCES)]
     batch = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
     batch["sample"] = torch.arange(step * SEQUENCES, (step + 1) * SEQUENCES)

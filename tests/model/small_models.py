@@ -21,6 +21,8 @@ _BASE: dict[str, Any] = {
     "num_heads": 4,
     "d_ff": 48,
     "max_sequence_length": 16,
+    # Ten times the usual weights: what one position does to another must stand out from rounding.
+    "initialization": {"std": 0.2, "residual_scale": "none"},
 }
 _LLAMA = {"norm": "rmsnorm", "positions": "rotary", "activation": "swiglu", "biases": (), "embeddings": "untied"}
 _ENCODER_DECODER = {"architecture": "encoder_decoder", "num_encoder_layers": 2}
@@ -47,7 +49,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "activation": "relu",
         "embedding_scale": "sqrt_d_model",
         "biases": ("feed_forward", "norm"),
-        "initialization": {"scheme": "xavier_uniform", "residual_scale": "none"},
+        "initialization": {"scheme": "xavier_uniform", "residual_scale": "none", "embedding_std": 0.2},
     },
     "untied encoder-decoder with dropout": {**_ENCODER_DECODER, **_LLAMA, "num_kv_heads": 2, "dropout": 0.1},
     "parallel encoder-decoder": {**_ENCODER_DECODER, "block": "parallel", "num_kv_heads": 1, "activation": "gelu"},

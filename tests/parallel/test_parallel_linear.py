@@ -39,6 +39,7 @@ def _errors(tp: int, bias: Distribution | None) -> dict[str, float]:
     expected, x.grad = x.grad, None
     split_out = split(x)
     split_out.backward(y)
+    assert x.grad is not None
     errors = {"output": deviation(split_out, out), "input gradient": deviation(x.grad, expected)}
     for (name, part), full in zip(split.named_parameters(), whole.parameters(), strict=True):
         assert part.grad is not None and full.grad is not None

@@ -109,6 +109,9 @@ def test_a_mask_of_a_row_does_not_depend_on_the_other_rows() -> None:
 
 
 def test_masks_of_neighbouring_rows_and_places_are_uncorrelated() -> None:
-    masks = [keep_mask(key, torch.arange(first, first + 300), 300, 0.5)[0].double() for key, first in ((1, 0), (1, 1), (2, 0))]
+    masks = [
+        keep_mask(key, torch.arange(first, first + 300), 300, 0.5)[0].double()
+        for key, first in ((1, 0), (1, 1), (2, 0))
+    ]
     for other in (*masks[1:], masks[0].roll(1, 1), masks[0].roll(4, 1)):
         assert abs(((masks[0] - 0.5) * (other - 0.5)).mean() * 4) < 5 / 300

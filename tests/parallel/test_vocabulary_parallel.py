@@ -118,7 +118,9 @@ def test_bf16_logits_lose_nothing_but_their_own_rounding() -> None:
     theirs.sum().backward()
     assert rounded.grad is not None and reference.grad is not None
     assert rounded.grad.dtype == torch.bfloat16
-    assert torch.equal(rounded.grad, reference.grad.bfloat16()) or deviation(rounded.grad.float(), reference.grad) < 4e-3
+    assert (
+        torch.equal(rounded.grad, reference.grad.bfloat16()) or deviation(rounded.grad.float(), reference.grad) < 4e-3
+    )
 
 
 def test_padded_columns_do_not_count() -> None:

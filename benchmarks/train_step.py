@@ -27,6 +27,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds: each contestant takes one step a round")
     parser.add_argument("--warmup", type=int, default=3, help="rounds before them")
     parser.add_argument("--contestants", nargs="+", default=["engine", "layers", "minimal"])

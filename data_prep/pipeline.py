@@ -65,6 +65,8 @@ Backend = Literal["ray", "local"]
 OBJECT_STORE_BYTES = 128 << 20
 """Tasks hand over settings and hashes, never text: the store needs to hold a few megabytes."""
 TASKS_IN_FLIGHT_PER_CORE = 4
+START_ATTEMPTS = 3
+"""Ray gives its own processes 30 s to come up, which a busy machine exceeds at times."""
 SHOWN_BAD_DOCUMENTS = 3
 
 
@@ -277,6 +279,17 @@ class RayTasks:
 
             if not ray.is_initialized():
                 folder = owned.enter_context(TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+                owned.callback(ray.shutdown)
+                self._start(folder)
+            self._owned = owned.pop_all()
+        return self
+
+    def _start(self, folder: str) -> None:
+        """Starts a cluster of its own. Raises RankFault where Ray does not come up."""
+        import ray
+
+        for attempt in range(1, START_ATTEMPTS + 1):
+            try:
                 ray.init(
                     address="local",
                     num_cpus=self._workers,
@@ -288,9 +301,13 @@ class RayTasks:
                     _node_ip_address="127.0.0.1",
                     _temp_dir=folder,
                 )
-                owned.callback(ray.shutdown)
-            self._owned = owned.pop_all()
-        return self
+                return
+            except Exception as error:  # a plain Exception, RuntimeError or ValueError, whatever part of it failed
+                ray.shutdown()
+                if attempt == START_ATTEMPTS:
+                    raise RankFault(
+                        f"Ray does not start ({str(error).splitlines()[0]}); run it again, or with --backend local"
+                    ) from error
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
         """See Executor."""

@@ -128,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
         "train_tokenizer",
     )
     _add_config(train_tokenizer)
+    _add_preparation(train_tokenizer)
     train_tokenizer.add_argument("--out", default="tokenizer.json", metavar="FILE", help="default: %(default)s")
 
     train = _add(commands, "train", "train on this machine; continues a run that has a checkpoint", "train")
@@ -150,7 +151,6 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_run_commands(commands: Any) -> None:
     evaluate = _add(commands, "evaluate", "validation loss of a run's last checkpoint", "evaluate")
     _add_run(evaluate)
-    _add_overrides(evaluate)
 
     generate = _add(commands, "generate", "text from a run's last checkpoint", "generate")
     _add_run(generate)

@@ -5,6 +5,7 @@ functions one after another.
 """
 
 import importlib.util
+import os
 import shlex
 import sys
 from argparse import Namespace
@@ -36,7 +37,7 @@ def train_tokenizer(arguments: Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     check_preparation(config)
     backend = choose_backend(arguments.backend)
-    for line in prepare_tokenizer(config.data, Path(arguments.out), backend, arguments.workers, _console()):
+    for line in prepare_tokenizer(config.data, Path(arguments.out), backend, arguments.workers, console()):
         print(line)
 
 
@@ -50,28 +51,39 @@ def train(arguments: Namespace) -> None:
         allow_change=tuple(arguments.allow_change),
         again=again(arguments.config, arguments.overrides, arguments.nproc),
     )
-    resolved = run(config, launch)
-    if nodes.rank == 0:
-        finish(resolved.run_dir)
+    trained = run(config, launch)
+    if nodes.rank == 0 and trained.by_this_launch:
+        finish(trained.config.run_dir)
 
 
 def evaluate(arguments: Namespace) -> None:
     """`pretrain evaluate`."""
     from pretrain.evaluate import evaluate
 
-    run_dir = run_folder(arguments.run)
-    evaluate(run_dir, _console())
+    evaluate(run_folder(arguments.run), console())
 
 
 def generate(arguments: Namespace) -> None:
     """`pretrain generate`."""
+    from pretrain.generate import generate
+
+    generate(
+        run_folder(arguments.run),
+        arguments.prompt,
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        beam_size=arguments.beam,
+        seed=arguments.seed,
+        console=console(),
+    )
 
 
 def report(arguments: Namespace) -> None:
     """`pretrain report`."""
     from pretrain.metrics.report import write_report
 
-    print(write_report(run_folder(arguments.run)))
+    print(shown(write_report(run_folder(arguments.run))))
 
 
 def list_checkpoints(arguments: Namespace) -> None:
@@ -129,7 +141,7 @@ def prepare_data(config: RunConfig, backend: Backend | None, workers: int | None
     from data_prep.pipeline import prepare
 
     check_preparation(config)
-    for line in prepare(config, choose_backend(backend), workers, _console()).lines():
+    for line in prepare(config, choose_backend(backend), workers, console()).lines():
         print(line)
 
 
@@ -144,12 +156,22 @@ def choose_backend(asked: Backend | None) -> Backend:
 
 
 def finish(run_dir: Path) -> None:
-    """What follows the last step of a run: samples and the report."""
+    """What follows the last step of a run: its samples, and its report."""
+    from pretrain.generate import write_samples
+    from pretrain.metrics.report import write_report
+
+    write_samples(run_dir, console())
+    print(f"report: {shown(write_report(run_dir))}")
+
+
+def shown(path: Path) -> str:
+    """A path as a person would write it here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def run_folder(name: str) -> Path:
     """The folder of a run. Raises ConfigError where it is none."""
-    run_dir = Path(name).expanduser()
+    run_dir = Path(name).expanduser().absolute()
     if not (run_dir / RESOLVED_NAME).exists():
         known = sorted(str(path.parent) for path in Path("runs").glob(f"*/{RESOLVED_NAME}"))
         there = f"; here are {', '.join(known)}" if known else "; `pretrain train CONFIG` makes one"
@@ -181,7 +203,8 @@ def _nodes(arguments: Namespace) -> Nodes:
     return Nodes(count, rank, endpoint)
 
 
-def _console() -> "Console":
+def console() -> "Console":
+    """Where progress and results are printed."""
     from rich.console import Console
 
     return Console()

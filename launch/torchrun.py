@@ -59,8 +59,18 @@ class CheckedRun:
     machine: Machine
 
 
-def run(config: RunConfig, launch: Launch | None = None) -> RunConfig:
-    """Trains a run to its end, from its last checkpoint where it has one; returns the resolved config.
+@dataclass(frozen=True)
+class Trained:
+    """A run that stands at its last step."""
+
+    config: RunConfig
+    """Resolved."""
+    by_this_launch: bool
+    """False where it stood there before, and nothing was started."""
+
+
+def run(config: RunConfig, launch: Launch | None = None) -> Trained:
+    """Trains a run to its end, from its last checkpoint where it has one.
 
     Raises ConfigError, DataError, CheckpointError, StorageError, RankFault, and Preempted or Interrupted where a signal ended it.
     """
@@ -75,31 +85,43 @@ def run(config: RunConfig, launch: Launch | None = None) -> RunConfig:
             print(
                 f"{run_dir}: already at step {reached.step} of {checked.config.train.steps}; nothing is left to train"
             )
-            return checked.config
+            return Trained(checked.config, by_this_launch=False)
         generation = register(checked, launch.nodes) if first else 0
         ended = run_ranks(_job(checked.config, launch, generation, checked.machine))
         error = error_of(ended, read_faults(run_dir, ended.generation), run_dir, launch.again)
     if error is not None:
         raise error
-    return checked.config
+    return Trained(checked.config, by_this_launch=True)
 
 
 def check(config: RunConfig, launch: Launch | None = None) -> CheckedRun:
     """Fills in `auto` and judges every rule; writes nothing. Raises the error of the first stage that does not hold."""
     launch = launch or Launch()
     machine = this_machine()
-    run_dir = config.run_dir
-    before = read_resolved(run_dir) if (run_dir / RESOLVED_NAME).exists() else None
-    known = before.model.vocab_size if before else None
-    early = resolve(config, machine, launch.world, vocab_size=known, before=before)
-    check_config(early)
-    check_site(Site(early, machine, launch.world))
-    manifest = read_manifest(early.data_dir)
-    resolved = resolve(config, machine, launch.world, vocab_size=known or manifest.vocab_size, before=before)
+    before = _before(config)
+    early = check_before_data(config, launch, machine)
+    manifest = read_manifest(early.data.folder)
+    vocab_size = early.model.vocab_size or manifest.vocab_size
+    resolved = resolve(config, machine, launch.world, vocab_size=vocab_size, before=before)
     check_data(Prepared(resolved, manifest))
     changes = check_resume(before, resolved, launch.allow_change) if before else []
-    check_disk(Disk(resolved, free_bytes(run_dir)))
+    check_disk(Disk(resolved, free_bytes(config.run_dir)))
     return CheckedRun(resolved, changes, manifest, machine)
+
+
+def check_before_data(config: RunConfig, launch: Launch, machine: Machine) -> RunConfig:
+    """What can be judged while the data folder is not there yet; returns the config with `auto` filled in."""
+    before = _before(config)
+    vocab_size = before.model.vocab_size if before else None
+    resolved = resolve(config, machine, launch.world, vocab_size=vocab_size, before=before)
+    check_config(resolved)
+    check_site(Site(resolved, machine, launch.world))
+    return resolved
+
+
+def _before(config: RunConfig) -> RunConfig | None:
+    """What the run was resolved to by an earlier launch."""
+    return read_resolved(config.run_dir) if (config.run_dir / RESOLVED_NAME).exists() else None
 
 
 def free_bytes(run_dir: Path) -> int:

@@ -158,6 +158,8 @@ class _Search:
         rows: list[list[int]] = []
         scores: list[float] = []
         for score, beam, token in candidates:
+            if score == -math.inf:
+                continue
             length = len(self.rows[beam])  # new tokens, this one included: the start token is no part
             if token == stop:
                 self.best = max(
@@ -171,8 +173,10 @@ class _Search:
     @property
     def is_done(self) -> bool:
         """Whether no hypothesis can become better than the best that has ended, or none may grow."""
-        # A log-probability only falls and the penalty only grows, so this bounds whatever the first beam may become.
-        return len(self.rows[0]) - 1 >= self.limit or self.best[0] >= self.scores[0] / length_penalty(self.limit)
+        if not self.rows or len(self.rows[0]) - 1 >= self.limit:
+            return True
+        # A log-probability only falls and the penalty only grows: this bounds whatever the first beam may become.
+        return self.best[0] >= self.scores[0] / length_penalty(self.limit)
 
     @property
     def result(self) -> list[int]:

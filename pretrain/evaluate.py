@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -141,14 +141,12 @@ def _baseline(trained: TrainedModel, run_dir: Path) -> dict[str, float]:
     return {"eval/bigram_loss": loss}
 
 
-def evaluation_table(name: str, evaluation: Evaluation) -> Table:
+def evaluation_table(name: str, evaluation: Evaluation) -> Group:
     """The numbers, with what they are to be compared with."""
-    values = evaluation.values
     table = Table.grid(padding=(0, 2))
-    table.add_row("", Text(f"{name}, step {evaluation.step:,}", style="bold"), "")
-    for label, told, note in _told(values):
-        table.add_row("", label, Text.assemble((told, "bold"), f"  {note}" if note else ""))
-    return table
+    for label, told, note in _told(evaluation.values):
+        table.add_row("", label, Text(told, style="bold"), note)
+    return Group(Text(f" {name}, step {evaluation.step:,}", style="bold"), table)
 
 
 def _told(values: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:

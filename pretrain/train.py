@@ -116,6 +116,8 @@ class Start:
 
     ref: CheckpointRef
     metadata: Metadata
+    damaged: tuple[CheckpointRef, ...]
+    """Newer ones that could not be used."""
 
 
 def find_start(launch: Launch, mesh: ProcessMesh) -> Start | None:
@@ -124,7 +126,10 @@ def find_start(launch: Launch, mesh: ProcessMesh) -> Start | None:
     Raises CheckpointError where all are damaged or are of another model, DataError where the tokenizer is another.
     """
 
+    damaged: list[CheckpointRef] = []
+
     def report(ref: CheckpointRef, damage: list[str]) -> None:
+        damaged.append(ref)
         told = f"the checkpoint of step {ref.step:,} is damaged, the one before it is tried: {damage[0]}"
         launch.logs.event("checkpoint_damaged", told, step=ref.step, generation=ref.generation, damage=damage)
 
@@ -139,7 +144,7 @@ def find_start(launch: Launch, mesh: ProcessMesh) -> Start | None:
             f"{launch.config.data.dir}: its tokenizer ({now}) is not the one that the checkpoint of step {ref.step} was "
             f"trained with ({before}); point data.dir at the run's own data"
         )
-    return Start(ref, metadata)
+    return Start(ref, metadata, tuple(damaged))
 
 
 def build(launch: Launch, mesh: ProcessMesh, start: Start | None, stop: StopSignals) -> "Training":
@@ -176,6 +181,7 @@ def build(launch: Launch, mesh: ProcessMesh, start: Start | None, stop: StopSign
         skipped=SkippedSteps(config.optimizer.max_skipped_in_a_row),
         targets=start.metadata.state.targets if start else 0,
         checkpoint=start.ref if start else None,
+        damaged=start.damaged if start else (),
     )
 
 
@@ -196,6 +202,8 @@ class Training:
     """Valid targets trained on so far."""
     checkpoint: CheckpointRef | None = None
     """The last one."""
+    damaged: tuple[CheckpointRef, ...] = ()
+    """Checkpoints that the start passed over."""
     evaluation: dict[str, float] = field(default_factory=dict)
     """Values of the last one."""
     step_times_s: deque[float] = field(default_factory=lambda: deque(maxlen=STEP_TIMES_KEPT))
@@ -288,7 +296,7 @@ class Training:
         self.logs.tracker.log_event("checkpoint", save_s=saved.duration_s, bytes=saved.num_bytes, **fields)
         if self.engine.mesh.rank == 0:
             try:
-                prune(self.launch.run_dir, saved.ref, self.config.checkpoint.keep)
+                prune(self.launch.run_dir, saved.ref, self.config.checkpoint.keep, self.damaged)
             except OSError as error:
                 told = f"an old checkpoint could not be deleted: {error}"
                 self.logs.event("prune_failed", told, cause=str(error))

@@ -1,5 +1,9 @@
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,3 +77,27 @@ def test_a_hanging_rank_is_told_with_its_stack_and_killed():
         assert "_hang_on_rank_0" in str(caught.value)
         assert "rank 1 returned" in str(caught.value)
         assert not any(_alive(process_id) for process_id in process_ids)
+
+
+_HOLD_A_WORLD = """
+import os, time
+from tests.worlds import World
+if __name__ == "__main__":
+    print(*World(2).run(os.getpid), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_ranks_end_when_their_test_process_is_killed():
+    root = Path(__file__).parent.parent
+    holder = subprocess.Popen([sys.executable, "-c", _HOLD_A_WORLD], cwd=root, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    process_ids = [int(word) for word in holder.stdout.readline().split()]
+    assert len(process_ids) == 2
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    deadline = time.monotonic() + 20
+    while any(_alive(process_id) for process_id in process_ids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_alive(process_id) for process_id in process_ids)

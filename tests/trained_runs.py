@@ -36,7 +36,9 @@ from pretrain.parallel.shard import shard_of
 Task = Literal["counting", "translating"]
 
 CYCLE = ("red", "green", "blue", "yellow", "white", "black")
-DICTIONARY = dict(zip(("one", "two", "three", "four", "five", "six"), ("eins", "zwei", "drei", "vier", "fuenf", "sechs"), strict=True))
+DICTIONARY = dict(
+    zip(("one", "two", "three", "four", "five", "six"), ("eins", "zwei", "drei", "vier", "fuenf", "sechs"), strict=True)
+)
 STEPS = {"counting": 80, "translating": 350}
 BATCH = 16
 
@@ -131,7 +133,9 @@ def _config(task: Task, root: Path) -> RunConfig:
 def _write_corpus(task: Task, root: Path) -> dict[str, Any]:
     draw = random.Random(3)
     if task == "counting":
-        rows = [{"text": _cycle(draw.randrange(6), 10 + draw.randrange(30)) + f" end {number}"} for number in range(200)]
+        rows = [
+            {"text": _cycle(draw.randrange(6), 10 + draw.randrange(30)) + f" end {number}"} for number in range(200)
+        ]
         fields = {}
     else:
         sources = [words for length in (1, 2, 3) for words in itertools.product(DICTIONARY, repeat=length)]
@@ -165,14 +169,3 @@ def _train(config: RunConfig, stack: LayerStack) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    if __name__ == "__main__":
-        print(float(loss))
-
-
-if __name__ == "__main__":
-    import time
-    for task in ("counting", "translating"):
-        t = time.time(); d = trained_run(task); print(task, time.time() - t)
-        from pretrain.evaluate import evaluate
-        from pretrain.generate import write_samples
-        t = time.time(); evaluate(d); write_samples(d); print(time.time() - t)

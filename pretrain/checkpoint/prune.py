@@ -1,18 +1,21 @@
 """Deleting old checkpoints. The marker goes first, so that one which is half deleted never counts."""
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from pretrain.checkpoint.format import CHECKPOINTS, CheckpointRef, committed_checkpoints, stored_checkpoints
 from pretrain.files import sync_folder
 
 
-def prune(run_dir: Path, newest: CheckpointRef, keep: int) -> list[CheckpointRef]:
+def prune(
+    run_dir: Path, newest: CheckpointRef, keep: int, damaged: Collection[CheckpointRef] = ()
+) -> list[CheckpointRef]:
     """Deletes what the committed checkpoint `newest` makes superfluous; only its writer may call this.
 
-    Of the committed steps up to `newest` the last `keep` stay, each in its highest generation. Beyond them, folders that were
-    never committed go, if an earlier launch left them. Committed checkpoints of later steps are left alone: the launch
-    refused them when it started, and says so in events.jsonl.
+    Of the committed steps up to `newest` the last `keep` stay, each in its highest generation; those that this launch found to be
+    `damaged` do not count as kept. Folders that were never committed go, if an earlier launch left them. Committed checkpoints
+    of later steps are left alone: the launch refused them when it started.
 
     Returns what was deleted. Raises OSError where a folder cannot be removed.
     """
@@ -20,7 +23,7 @@ def prune(run_dir: Path, newest: CheckpointRef, keep: int) -> list[CheckpointRef
     committed = committed_checkpoints(run_dir)
     kept: dict[int, CheckpointRef] = {}
     for ref in committed:  # newest first: the first of a step is its highest generation
-        if ref.step <= newest.step and len(kept) < keep:
+        if ref.step <= newest.step and ref not in damaged and len(kept) < keep:
             kept.setdefault(ref.step, ref)
     deleted = []
     for ref in stored_checkpoints(run_dir):

@@ -7,6 +7,7 @@ Muon kernels, whose decorators load the whole of torch's compiler: 2.3 CPU-secon
 import contextlib
 import io
 import sys
+import types
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +19,7 @@ _MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
 
 def initialize(**arguments: Any) -> Any:
     """DeepSpeed's engine, made in an initialised world from `deepspeed.initialize`'s arguments."""
-    with quiet(), _absent(_MUON):
+    with quiet(), _stand_in_for_muon():
         return deepspeed.initialize(dist_init_required=False, **arguments)[0]
 
 
@@ -31,13 +32,15 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _absent(module: str) -> Iterator[None]:
-    """Importing the module raises ImportError within the block, which DeepSpeed takes for `not installed`."""
-    if module in sys.modules:
+def _stand_in_for_muon() -> Iterator[None]:
+    """Within the block the Muon module holds nothing but a class that no optimizer is an instance of."""
+    if _MUON in sys.modules:
         yield
         return
-    sys.modules[module] = None  # type: ignore[assignment]
+    module = types.ModuleType(_MUON)
+    vars(module)["MuonWithAuxAdam"] = type("MuonWithAuxAdam", (), {})
+    sys.modules[_MUON] = module
     try:
         yield
     finally:
-        del sys.modules[module]
+        del sys.modules[_MUON]

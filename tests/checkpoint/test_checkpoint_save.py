@@ -168,6 +168,17 @@ def test_pruning_replaces_older_generations_of_a_step_and_leaves_refused_later_s
     assert not CheckpointRef.at(tmp_path, 500, 1).partial.parent.exists()
 
 
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    launch(tmp_path, 1)
+    engine = trained_engine(0)
+    for step in (100, 200, 300):
+        engine.step = step
+        ref = save(engine, tmp_path, 1, run_state()).ref
+    damaged = CheckpointRef.at(tmp_path, 200, 1)
+    assert prune(tmp_path, ref, keep=2, damaged=[damaged]) == [damaged]
+    assert steps_kept(tmp_path) == [(300, 1), (100, 1)]
+
+
 def test_pruning_leaves_what_a_newer_launch_is_writing(tmp_path: Path) -> None:
     launch(tmp_path, 1)
     engine = trained_engine(1)

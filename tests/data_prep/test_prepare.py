@@ -56,17 +56,28 @@ def test_an_error_in_a_ray_task_arrives_as_itself(ray_tasks: RayTasks) -> None:
 
 
 def test_an_error_in_a_process_arrives_as_itself() -> None:
-    with Processes(2) as processes, pytest.raises(DataError, match="from inside"):
+    with Processes(1) as processes, pytest.raises(DataError, match="from inside"):
         list(processes.run(_raise, [1]))
 
 
 def test_a_worker_process_that_dies_is_told() -> None:
-    with Processes(2) as processes, pytest.raises(RankFault, match="worker process of the preparation died"):
+    with Processes(1) as processes, pytest.raises(RankFault, match="worker process of the preparation died"):
         list(processes.run(_die, [1]))
 
 
 def test_a_ray_worker_that_dies_once_is_replaced(ray_tasks: RayTasks, tmp_path: Path) -> None:
     assert list(ray_tasks.run(_die_once, [tmp_path / "mark"])) == [(0, "done")]
+
+
+def test_ray_listens_on_this_machine_alone(ray_tasks: RayTasks) -> None:
+    psutil = pytest.importorskip("psutil")
+    found = [
+        connection.laddr.ip
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN and process.name() in ("gcs_server", "raylet", "ray::RuntimeEnvAgent")
+    ]
+    assert len(found) >= 3 and {address.removeprefix("::ffff:") for address in found} == {"127.0.0.1"}
 
 
 def _raise(_: int) -> None:

@@ -2,8 +2,9 @@
 
 Vocabulary 61 divides by no tp; llama's key-value heads are grouped, PaLM's is one (replicated under tp); windows hold several
 documents and padding; targets are so unequally spread over micro-batches that any mean of means is far from the mean; one
-micro-batch is padding alone. Initial weights are larger than in training (std 0.1): logits then tell tokens apart, attention
-is far from uniform, and a fault anywhere reaches the loss.
+micro-batch is padding alone. Initial weights are larger than in training (std 0.2): logits then tell tokens apart, attention
+is far from uniform, and a fault anywhere reaches the loss. Every step is clipped, to a norm so small that Adam's epsilon of 1e-6
+rises above the rounding noise of fp32, which Adam would otherwise blow up to whole learning rates.
 """
 
 import random
@@ -34,7 +35,7 @@ class Case:
 
     name: str
     model: dict[str, Any]
-    train: dict[str, Any]
+    loss: dict[str, Any]
     schedule: dict[str, Any]
 
     @property
@@ -60,7 +61,7 @@ class Case:
                     "micro_batch_sequences": MICRO_SEQUENCES,
                     "precision": "fp32",
                     "device": "cpu",
-                    "loss": self.train,
+                    "loss": self.loss,
                 },
             }
         )
@@ -166,7 +167,7 @@ MATRIX = [(case, setup) for case in CASES for setup in _GRIDS] + [
 
 def global_batch(case: Case, step: int) -> Batch:
     """All sequences of a step (counted from 0): the model's inputs, and `labels`."""
-    rng = random.Random(f"A{case.is_encoder_decoder} {step}")
+    rng = random.Random(f"{case.is_encoder_decoder} {step}")
     rows = [_pair_row(rng, row) if case.is_encoder_decoder else _text_row(rng, row) for row in range(SEQUENCES)]
     batch = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
     batch["sample"] = torch.arange(step * SEQUENCES, (step + 1) * SEQUENCES)

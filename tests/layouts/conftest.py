@@ -7,11 +7,13 @@ from functools import cache
 import pytest
 from torch import Tensor
 
-from tests.layouts.cases import ONE
-from tests.layouts.parity import Recording, whole_tensors
+from tests.layouts.cases import CASES, ONE, Setup
+from tests.layouts.parity import Recording, Verdict, compare, whole_tensors
 from tests.layouts.recording import record, reference_run
 from tests.layouts.reference import ReferenceRun
 from tests.worlds import World
+
+Judge = Callable[[str, Setup, list[Recording]], Verdict]
 
 
 @dataclass(frozen=True)
@@ -44,3 +46,14 @@ def trace(world: Callable[[int], World]) -> Callable[[str], Trace]:
         return Trace(one_process, whole_tensors(one_process.initial), reference)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def judge(trace: Callable[[str], Trace]) -> Judge:
+    """Compares what the ranks of a layout recorded of a case with its reference."""
+
+    def compare_with_reference(case_name: str, setup: Setup, recordings: list[Recording]) -> Verdict:
+        expected, config = trace(case_name), CASES[case_name].config(setup.layout, setup.zero_stage)
+        return compare(recordings, expected.initial, expected.reference, config.model, config.optimizer)
+
+    return compare_with_reference

@@ -233,9 +233,7 @@ MUTATIONS = {
     "replicas_counted_twice_in_the_norm": Mutation(
         _replicas_marked_as_shards, "gpt3-tied", TP2, _found("grad_norm"), _FORWARD | _found("gradients")
     ),
-    "no_clipping": Mutation(
-        _no_clipping, "gpt3-tied", DP2, _found("gradients"), _FORWARD | _found("grad_norm")
-    ),
+    "no_clipping": Mutation(_no_clipping, "gpt3-tied", DP2, _found("gradients"), _FORWARD | _found("grad_norm")),
     "mean_of_micro_batch_means": Mutation(
         _mean_of_micro_batch_means, "llama-untied", PP2, _found("gradients", "grad_norm"), _FORWARD
     ),
@@ -271,7 +269,11 @@ MUTATIONS = {
         _padding_in_the_softmax, "palm-untied", TP2, _found("loss", "z_loss", "gradients"), _found("initial")
     ),
     "decay_for_vectors_too": Mutation(
-        _decay_for_vectors_too, "transformer-untied", DP2, _found("parameters"), _FORWARD | _found("gradients", "grad_norm")
+        _decay_for_vectors_too,
+        "transformer-untied",
+        DP2,
+        _found("parameters"),
+        _FORWARD | _found("gradients", "grad_norm"),
     ),
     "source_positions_run_on": Mutation(
         _source_positions_run_on, "transformer-tied", PP2, _found("loss", "gradients"), _found("initial")

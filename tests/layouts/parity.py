@@ -93,6 +93,13 @@ def whole_tensors(fragments: Iterable[Fragment]) -> dict[str, Tensor]:
     return wholes
 
 
+def local_part(whole: Tensor, piece: Fragment) -> Tensor:
+    """The elements of a global tensor that a piece should hold; padding is 0."""
+    local = torch.zeros(piece.local_shape, dtype=whole.dtype)
+    piece.shard.real(local).copy_(piece.shard.of(whole))
+    return local.view(-1)[piece.start : piece.start + len(piece.tensor)]
+
+
 def compare(
     recordings: Sequence[Recording],
     one_process: Mapping[str, Tensor],
@@ -134,7 +141,7 @@ def _compare_steps(verdict: Verdict, steps: Sequence[StepResult], reference: Ref
 
 def _note(verdict: Verdict, quantity: Quantity, value: float, piece: Fragment) -> None:
     if not value <= verdict[quantity].value:
-        verdict[quantity] = Deviation(value, f"{piece.shard.name} (rows from {piece.shard.start})")
+        verdict[quantity] = Deviation(value, f"{piece.shard.name} (dim {piece.shard.dim} from {piece.shard.start})")
 
 
 def _relative(
@@ -152,24 +159,17 @@ def _relative(
     whole = wholes.get(piece.shard.name)
     if whole is None or whole.shape != piece.shard.shape:
         return math.inf
-    expected = _local(whole, piece)
+    expected = local_part(whole, piece)
     largest = max(float(whole.abs().max()), torch.finfo(torch.float32).tiny)
     difference = (piece.tensor.double() * scale - expected.double()).abs()
     if not bool(difference.isfinite().all()):
         return math.inf
     if without_gradient is not None and drift is not None:
-        noise = _local(without_gradient, piece).bool()
+        noise = local_part(without_gradient, piece).bool()
         if bool((difference[noise] > drift).any()):
             return math.inf
         difference = difference[~noise]
     return float(difference.max()) / largest if difference.numel() else 0.0
-
-
-def _local(whole: Tensor, piece: Fragment) -> Tensor:
-    """The elements of a global tensor that a piece should hold; padding is 0."""
-    local = torch.zeros(piece.local_shape, dtype=whole.dtype)
-    piece.shard.real(local).copy_(piece.shard.of(whole))
-    return local.view(-1)[piece.start : piece.start + len(piece.tensor)]
 
 
 def _without_gradient(name: str, weight: Tensor, model: ModelSettings) -> Tensor:

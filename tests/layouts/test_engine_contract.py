@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from pretrain.data.micro_batch import IGNORED
 from pretrain.engine.protocol import Engine, EvaluationResult, Fragment, StateKind, StepResult
 from pretrain.engine.settings import LossSettings
 from pretrain.parallel.layout import ParallelLayout
 from tests.layouts.cases import CASES, LENGTH, Setup, global_batch, micro_batches
 from tests.layouts.conftest import Trace
-from tests.layouts.parity import whole_tensors
+from tests.layouts.parity import local_part, whole_tensors
 from tests.layouts.recording import copies, start_engine
 from tests.layouts.reference import ReferenceModel, token_losses
 from tests.worlds import World
@@ -149,6 +150,13 @@ def test_each_element_of_the_state_is_written_by_exactly_one_rank(
     assert all(life.num_parameters == sum(w.numel() for w in expected.values()) for life in lives)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_replicas_and_tied_copies_agree_to_the_last_bit(lives: list[Life], kind: StateKind):
+    wholes = whole_tensors(_all(lives, "final", kind))
+    for piece in _all(lives, "final", kind):
+        assert torch.equal(piece.tensor, local_part(wholes[piece.shard.name], piece)), piece.shard.name
+
+
 def test_moments_are_zero_before_the_first_step(lives: list[Life]):
     moments = _all(lives, "fresh", "exp_avg") + _all(lives, "fresh", "exp_avg_sq")
     assert len(moments) == 2 * len(_all(lives, "fresh", "weight"))
@@ -228,3 +236,22 @@ def test_a_nan_gradient_on_one_rank_makes_all_ranks_skip_the_step(
             torch.equal(a.tensor, b.tensor) for a, b in zip(after, trained, strict=True) if a.kind == "exp_avg"
         )
         assert [result.lr for result in results] == pytest.approx(expected_lr, rel=1e-12)
+
+
+def step_without_targets(setup: Setup) -> tuple[StepResult, State, State]:
+    """A step whose every label is ignored."""
+    engine = start_engine(CASE, setup)
+    before = _state(engine)
+    batches = micro_batches(CASES[CASE], 0, setup.layout, engine.mesh.data.rank)
+    result = engine.train_step([replace(batch, labels=torch.full_like(batch.labels, IGNORED)) for batch in batches])
+    return result, before, _state(engine)
+
+
+@pytest.mark.parametrize("setup", [SETUPS[1], SETUPS[5]], ids=lambda setup: setup.name)
+def test_a_step_without_targets_has_no_gradient(setup: Setup, world: Callable[[int], World]):
+    for result, before, after in world(setup.layout.world_size).run(step_without_targets, setup):
+        assert (result.loss, result.targets, result.grad_norm, result.skipped) == (0.0, 0, 0.0, False)
+        moments = [f for f in after if f.kind != "weight"]
+        assert not any(bool(f.tensor.any()) for f in moments)
+        for old, new in zip(before, after, strict=True):
+            assert torch.allclose(old.tensor, new.tensor, rtol=1e-3), "only the decay of weights may act"

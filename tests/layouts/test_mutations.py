@@ -5,25 +5,12 @@ from functools import cache
 
 import pytest
 
-from tests.layouts.cases import CASES, MATRIX, Setup
-from tests.layouts.conftest import Trace
+from tests.layouts.cases import MATRIX, Setup
+from tests.layouts.conftest import Judge
 from tests.layouts.mutations import MUTATIONS, record_mutated
-from tests.layouts.parity import Recording, Verdict, compare, describe, failed
+from tests.layouts.parity import Verdict, describe, failed
 from tests.layouts.recording import record
 from tests.worlds import World
-
-Judge = Callable[[str, Setup, list[Recording]], Verdict]
-
-
-@pytest.fixture(scope="module")
-def judge(trace: Callable[[str], Trace]) -> Judge:
-    """Compares recordings of a case with its reference."""
-
-    def compare_with_reference(case_name: str, setup: Setup, recordings: list[Recording]) -> Verdict:
-        expected, config = trace(case_name), CASES[case_name].config(setup.layout, setup.zero_stage)
-        return compare(recordings, expected.initial, expected.reference, config.model, config.optimizer)
-
-    return compare_with_reference
 
 
 @pytest.fixture(scope="module")

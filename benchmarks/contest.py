@@ -58,10 +58,16 @@ class Ratio:
         return Ratio(statistics.median(ratios), medians[int(0.025 * resamples)], medians[int(0.975 * resamples) - 1])
 
 
-def interleave(contestants: Mapping[str, Step], batches: Sequence[Sequence[MicroBatch]], *, warmup: int) -> Timings:
+def interleave(
+    contestants: Mapping[str, Step],
+    batches: Sequence[Sequence[MicroBatch]],
+    *,
+    warmup: int,
+    finish: Callable[[], None] = lambda: None,
+) -> Timings:
     """One round a batch; the first `warmup` rounds are run and not timed (their losses are kept).
 
-    Raises ValueError where no round is left to time.
+    `finish` waits for work that a step has only queued. Raises ValueError where no round is left to time.
     """
     if len(batches) <= warmup:
         raise ValueError(f"{len(batches)} rounds with {warmup} of warm-up leave none to time")
@@ -72,6 +78,7 @@ def interleave(contestants: Mapping[str, Step], batches: Sequence[Sequence[Micro
         for name in names[shift:] + names[:shift]:
             wall, cpu = READ["wall"](), READ["cpu"]()
             timings.losses[name].append(contestants[name](batch))
+            finish()
             if index >= warmup:
                 timings.wall_s[name].append(READ["wall"]() - wall)
                 timings.cpu_s[name].append(READ["cpu"]() - cpu)

@@ -22,7 +22,12 @@ Precision = Literal["fp32", "bf16"]
 
 
 def run_config(
-    model: ModelSettings, precision: Precision, *, batch_sequences: int, micro_batch_sequences: int
+    model: ModelSettings,
+    precision: Precision,
+    *,
+    batch_sequences: int,
+    micro_batch_sequences: int,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> RunConfig:
     """A run of one process: ZeRO-1, AdamW, clipping at 1, a constant learning rate."""
     sequence_length = model.max_sequence_length
@@ -37,7 +42,7 @@ def run_config(
             global_batch_tokens=batch_sequences * sequence_length,
             micro_batch_sequences=micro_batch_sequences,
             precision=precision,
-            device="cpu",
+            device=device,
         ),
     )
 
@@ -66,28 +71,35 @@ def random_batches(config: RunConfig, steps: int) -> list[list[MicroBatch]]:
     return batches
 
 
-def engine_step(config: RunConfig) -> Step:
+def engine_step(config: RunConfig, device: torch.device) -> Step:
     """The project's engine. `start_world` came before."""
-    mesh = ProcessMesh.create(config.parallel_layout, torch.device("cpu"))
+    mesh = ProcessMesh.create(config.parallel_layout, device)
     engine = build_engine(config, mesh, config.train.steps)
     return lambda batch: engine.train_step(batch).loss
 
 
-def layers_step(config: RunConfig) -> Step:
+def layers_step(config: RunConfig, device: torch.device) -> Step:
     """The plain loop on the same layers with the same initial weights."""
-    stack = LayerStack(build_layers(config.model, ProcessMesh.single().model, seed=config.run.seed))
+    with device:
+        stack = LayerStack(build_layers(config.model, ProcessMesh.single().model, seed=config.run.seed))
     loop = PlainLoop(stack, lambda batch: stack(batch.inputs), config.optimizer, _precision(config))
-    return loop.step
+    return lambda batch: loop.step([_moved(part, device) for part in batch])
 
 
-def minimal_step(config: RunConfig) -> Step:
+def minimal_step(config: RunConfig, device: torch.device) -> Step:
     """The plain loop on the minimal GPT of equal shapes, with weights of its own."""
     model = config.model
     assert model.vocab_size is not None
     torch.manual_seed(config.run.seed)
-    gpt = MinimalGPT(model.vocab_size, model.d_model, model.num_layers, model.num_heads, model.max_sequence_length)
+    with device:
+        gpt = MinimalGPT(model.vocab_size, model.d_model, model.num_layers, model.num_heads, model.max_sequence_length)
     loop = PlainLoop(gpt, lambda batch: gpt(batch.inputs["tokens"]), config.optimizer, _precision(config))
-    return loop.step
+    return lambda batch: loop.step([_moved(part, device) for part in batch])
+
+
+def _moved(batch: MicroBatch, device: torch.device) -> MicroBatch:
+    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
+    return MicroBatch(inputs, batch.labels.to(device, non_blocking=True))
 
 
 def _precision(config: RunConfig) -> Precision:

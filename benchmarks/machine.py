@@ -1,7 +1,6 @@
 """What a measurement was made on: processor, versions, settings, and the matrix product's best speed."""
 
 import platform
-import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,23 +13,32 @@ Shape = tuple[int, int, int]
 
 
 def matmul_peak_flops(
-    dtype: torch.dtype, shapes: Sequence[Shape], clock: Callable[[], float] = time.perf_counter, repeats: int = 10
+    dtype: torch.dtype, shapes: Sequence[Shape], device: torch.device, clock: Callable[[], float], repeats: int = 10
 ) -> float:
     """Best FLOP/s of a matrix product over the shapes, measured now by `clock`; random data, the best of the repeats."""
+    finish = finisher(device)
     best = 0.0
     for rows, inner, columns in shapes:
-        a, b = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+        a, b = torch.randn(rows, inner).to(device, dtype), torch.randn(columns, inner).to(device, dtype)
         torch.nn.functional.linear(a, b)
+        finish()
         for _ in range(repeats):
             start = clock()
             torch.nn.functional.linear(a, b)
+            finish()
             best = max(best, 2 * rows * inner * columns / (clock() - start))
     return best
 
 
-def describe_machine() -> dict[str, Any]:
+def finisher(device: torch.device) -> Callable[[], None]:
+    """Waits until the device has done what was queued."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
     """Processor, threads and versions, as they go into a results file."""
     return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),

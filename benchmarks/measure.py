@@ -17,14 +17,14 @@ from rich.table import Table
 from benchmarks import contestants
 from benchmarks.contest import READ, Clock, Ratio, Step, Timings, interleave
 from benchmarks.contestants import Precision, random_batches, run_config
-from benchmarks.machine import describe_machine, matmul_peak_flops
+from benchmarks.machine import describe_machine, finisher, matmul_peak_flops
 from benchmarks.profiling import compare
 from pretrain.config import RunConfig
 from pretrain.engine.world import end_world, start_world
 from pretrain.model.flops import flops_per_token, num_parameters
 from pretrain.model.settings import ModelSettings
 
-BUILDERS: dict[str, Callable[[RunConfig], Step]] = {
+BUILDERS: dict[str, Callable[[RunConfig, torch.device], Step]] = {
     "engine": contestants.engine_step,
     "layers": contestants.layers_step,
     "minimal": contestants.minimal_step,
@@ -39,17 +39,17 @@ LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
 def measure(arguments: argparse.Namespace) -> None:
     """Measures each precision, prints the tables and writes the results file."""
     console = Console(width=100)
-    _join_world_of_one()
+    device = _join_world_of_one(arguments.device)
     found = {}
     for precision in arguments.precision:
-        found[precision] = _measure_precision(arguments, precision, console)
+        found[precision] = _measure_precision(arguments, precision, device, console)
     end_world()
     now = datetime.now(UTC)
     results = {
         "benchmark": "train_step",
         "date": now.isoformat(timespec="seconds"),
         "command": " ".join(["python", "benchmarks/train_step.py", *sys.argv[1:]]),
-        "machine": describe_machine(),
+        "machine": describe_machine(device),
         "allocator": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
         "results": found,
     }
@@ -59,26 +59,29 @@ def measure(arguments: argparse.Namespace) -> None:
     console.print(f"written to {path.name} in {arguments.out.name}/")
 
 
-def _join_world_of_one() -> None:
+def _join_world_of_one(device_kind: str) -> torch.device:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    start_world("cpu")
+    return start_world(device_kind)
 
 
-def _measure_precision(arguments: argparse.Namespace, precision: Precision, console: Console) -> dict[str, Any]:
+def _measure_precision(
+    arguments: argparse.Namespace, precision: Precision, device: torch.device, console: Console
+) -> dict[str, Any]:
     config = run_config(
         _model(arguments),
         precision,
         batch_sequences=arguments.batch_sequences,
         micro_batch_sequences=arguments.micro_batch_sequences,
+        device=arguments.device,
     )
-    peak = _peak(config, arguments.clock)
-    steps = {name: BUILDERS[name](config) for name in arguments.contestants}
+    peak = _peak(config, device, arguments.clock)
+    steps = {name: BUILDERS[name](config, device) for name in arguments.contestants}
     batches = random_batches(config, arguments.warmup + arguments.rounds)
-    timings = interleave(steps, batches, warmup=arguments.warmup)
-    peak = max(peak, _peak(config, arguments.clock))
+    timings = interleave(steps, batches, warmup=arguments.warmup, finish=finisher(device))
+    peak = max(peak, _peak(config, device, arguments.clock))
     found = _summary(config, timings, peak, arguments.clock)
     console.print(_table(precision, config, found))
     if arguments.profile:
@@ -86,7 +89,7 @@ def _measure_precision(arguments: argparse.Namespace, precision: Precision, cons
     return found
 
 
-def _peak(config: RunConfig, clock: Clock) -> float:
+def _peak(config: RunConfig, device: torch.device, clock: Clock) -> float:
     """Best FLOP/s of the model's own products: feed-forward up and down, logits."""
     model, rows = config.model, config.train.micro_batch_sequences * config.data.sequence_length
     assert model.vocab_size is not None
@@ -96,7 +99,7 @@ def _peak(config: RunConfig, clock: Clock) -> float:
         (rows, model.d_model, model.vocab_size),
     ]
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    return matmul_peak_flops(dtype, shapes, READ[clock])
+    return matmul_peak_flops(dtype, shapes, device, READ[clock])
 
 
 def _model(arguments: argparse.Namespace) -> ModelSettings:

@@ -48,7 +48,7 @@ class PlainLoop:
     def step(self, microbatches: Sequence[MicroBatch]) -> float:
         """One optimizer step; returns the cross-entropy per target."""
         targets = sum(batch.targets for batch in microbatches)
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=self.weights[0].device)
         for batch in microbatches:
             logits = self.forward(batch)
             summed = F.cross_entropy(

@@ -44,7 +44,7 @@ def read_catalogue(content: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _text(content: bytes, length: int, offset: int) -> str:
-    if offset + length > len(content):
+    if offset + length >= len(content):  # a NUL follows every message
         raise BadCatalogue("a message lies behind its end")
     try:
         return content[offset : offset + length].decode()

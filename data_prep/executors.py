@@ -6,6 +6,7 @@ spawned, not forked: a fork copies locks of the tokenizer's threads in whatever 
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -53,7 +54,7 @@ class Processes:
 
     def __init__(self, workers: int) -> None:
         self.name = f"local, {workers} processes"
-        self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=one_thread)
+        self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
         """See Executor."""
@@ -72,6 +73,12 @@ class Processes:
 
     def __exit__(self, *details: Any) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the parent's to handle: it lets running tasks finish and drops the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    one_thread()
 
 
 def one_thread() -> None:

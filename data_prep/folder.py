@@ -70,25 +70,35 @@ def _refuse_other_settings(data: DataSettings) -> None:
         raise DataError(f"{folder}: data.dir must be a folder, not a file")
     if data.prepare is None or not folder.exists():
         return
-    if not path.exists():
-        strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in (LOCK_NAME, CORPUS_NAME))
-        if strangers:
-            raise DataError(
-                f"{folder}: data.dir is not empty and was not made by `pretrain prepare` (it holds {strangers[0]!r}); "
-                "name another folder, or set data.prepare to null if it is ready to be read"
-            )
-        return
     try:
-        made_with = PrepareSettings.model_validate_json(path.read_text(encoding="utf-8"))
+        if path.exists():
+            made_with = PrepareSettings.model_validate_json(path.read_text(encoding="utf-8"))
+        elif (folder / MANIFEST_NAME).exists():
+            made_with = PrepareSettings.model_validate_json(json.dumps(dict(read_manifest(folder).prepare)))
+        else:
+            _refuse_strangers(folder)
+            return
     except (ValidationError, UnicodeDecodeError):
         raise DataError(
-            f"{path}: written by another version; delete {folder} or name another folder in data.dir"
+            f"{folder}: was not made by this version of `pretrain prepare`; name another folder in data.dir, delete this one "
+            "to make it anew, or set data.prepare to null to read it as it is"
         ) from None
     changed = differences(made_with, data.prepare)
     if changed:
         raise DataError(
             f"{folder}: was made with other settings ({'; '.join(changed)}); name another folder in data.dir, "
             "or delete this one to make it anew"
+        )
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """A folder that holds something else is nobody's to write into."""
+    own = {LOCK_NAME, CORPUS_NAME, RECORDS_NAME, QUARANTINE_NAME}
+    strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in own)
+    if strangers:
+        raise DataError(
+            f"{folder}: data.dir is not empty and was not made by `pretrain prepare` (it holds {strangers[0]!r}); "
+            "name another folder"
         )
 
 

@@ -4,33 +4,26 @@
 
 Two passes over the corpus: the first hashes (deduplication and the split need to have seen everything), the second tokenizes.
 Reading twice costs a tenth of tokenizing once. Both passes are Ray tasks over fixed file ranges; `local` runs the same
-functions in this process, or in several. Ray Data is not used for the work: it moves every row through its object store, at a
-fifth of the speed of tasks that read and write files themselves.
+functions in this process, or in several.
 
 A finished folder is reused as it is. An unfinished one is taken up where it was left. One that was made with other settings is
-refused, with the difference: it may be another run's data. `ray` is imported in this file alone, when it is asked for.
+refused, with the difference: it may be another run's data.
 """
 
 import json
-import logging
-import os
-import secrets
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
 from tokenizers import Tokenizer
 
 from data_prep.dedup import DROPPED, TRAIN, decide_fates
-from data_prep.executors import Executor, InProcess, Processes, Result, Task, available_cores, one_thread
+from data_prep.executors import Executor, InProcess, Processes, available_cores
 from data_prep.folder import (
     CORPUS_NAME,
     QUARANTINE_NAME,
@@ -43,6 +36,7 @@ from data_prep.folder import (
 )
 from data_prep.plan import plan_ranges
 from data_prep.progress import Phases
+from data_prep.ray_tasks import RayTasks
 from data_prep.read import FileRange
 from data_prep.report import PrepareReport
 from data_prep.shard import Ledger, Scan, ShardResult, ShardTask, scan_key, scan_range, shard_range, texts_of
@@ -58,15 +52,10 @@ from pretrain.data.token_shards import (
     Manifest,
     SplitRecord,
 )
-from pretrain.errors import DataError, RankFault
+from pretrain.errors import DataError
 from pretrain.files import hash_bytes, hash_file, write_atomically
 
 Backend = Literal["ray", "local"]
-OBJECT_STORE_BYTES = 128 << 20
-"""Tasks hand over settings and hashes, never text: the store needs to hold a few megabytes."""
-TASKS_IN_FLIGHT_PER_CORE = 4
-START_ATTEMPTS = 3
-"""Ray gives its own processes 30 s to come up, which a busy machine exceeds at times."""
 SHOWN_BAD_DOCUMENTS = 3
 
 
@@ -95,30 +84,80 @@ def prepare_data(data: DataSettings, backend: Backend, workers: int | None, cons
         return PrepareReport.of(data.folder, manifest, "none", started, reused=True)
     assert data.prepare is not None, "finished_manifest raises without it"
     with locked(data.folder), _executor(backend, workers) as executor, Phases(console) as phases:
-        claim(data.folder, data.prepare)
-        return _Preparation(data.folder, data.prepare, executor, phases).run(started)
+        return _Preparation(data.folder, data.folder / CORPUS_NAME, data.prepare, executor, phases).run(started)
+
+
+def prepare_tokenizer(
+    data: DataSettings, out: Path, backend: Backend, workers: int | None, console: Console
+) -> list[str]:
+    """Trains the tokenizer that `prepare_data` would, and writes it to a file; the data folder gets no shards.
+
+    Args:
+        data: of the run.
+        out: the tokenizer.json to write.
+        backend: as in `prepare`.
+        workers: as in `prepare`.
+        console: for progress.
+
+    Returns:
+        Lines for people.
+
+    Raises:
+        DataError, StorageError, RankFault: as in `prepare`.
+    """
+    if data.prepare is None:
+        raise DataError("data.prepare is not set: it says which corpus a tokenizer is trained on")
+    with TemporaryDirectory() as scratch, _executor(backend, workers) as executor, Phases(console) as phases:
+        work = _Preparation(Path(scratch), data.folder / CORPUS_NAME, data.prepare, executor, phases)
+        tokenizer = work.tokenizer(work.survey())
+        content = (Path(scratch) / TOKENIZER_NAME).read_bytes()
+    write_atomically(out, content)
+    return [f"{out}: {vocabulary_size(tokenizer):,} tokens, hash {hash_bytes(content)}"]
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """The corpus as the first pass saw it, range by range."""
+
+    ranges: Sequence[FileRange]
+    scans: Sequence[Scan]
+    fates: Sequence[np.ndarray]
+    corpus: Mapping[str, Any]
+    """Counts for the manifest."""
+
+    def __iter__(self) -> Iterator[tuple[FileRange, Scan, np.ndarray]]:
+        return zip(self.ranges, self.scans, self.fates, strict=True)
 
 
 class _Preparation:
     """The steps of one preparation, in the order of reading."""
 
-    def __init__(self, folder: Path, prepare: PrepareSettings, executor: Executor, phases: Phases) -> None:
-        self.folder, self.prepare, self.executor, self.phases = folder, prepare, executor, phases
+    def __init__(
+        self, folder: Path, corpus_folder: Path, prepare: PrepareSettings, executor: Executor, phases: Phases
+    ) -> None:
+        self.folder, self.corpus_folder, self.prepare = folder, corpus_folder, prepare
+        self.executor, self.phases = executor, phases
         self.ledger = Ledger(folder / RECORDS_NAME)
 
     def run(self, started: float) -> PrepareReport:
         """All steps."""
-        ranges = plan_ranges(self.prepare.corpus, self.folder / CORPUS_NAME, self.prepare.task_bytes)
+        survey = self.survey()
+        claim(self.folder, self.prepare)
+        tokenizer = self.tokenizer(survey)
+        results, skipped = self.shards(survey)
+        manifest = self.finish(tokenizer, results, survey.corpus)
+        return PrepareReport.of(self.folder, manifest, self.executor.name, started, tasks_skipped=skipped)
+
+    def survey(self) -> _Survey:
+        """Lists the corpus, hashes its documents, and decides what becomes of each."""
+        ranges = plan_ranges(self.prepare.corpus, self.corpus_folder, self.prepare.task_bytes)
         scans = self.scan(ranges)
+        write_quarantine(self.folder, [asdict(document) for scan in scans for document in scan.bad])
         corpus = self.check(scans)
-        keys = np.concatenate([scan.keys for scan in scans])
-        fates = decide_fates(keys, self.prepare.validation_fraction)
+        fates = decide_fates(np.concatenate([scan.keys for scan in scans]), self.prepare.validation_fraction)
         corpus["duplicates"] = int((fates == DROPPED).sum())
         by_range = np.split(fates, np.cumsum([len(scan.keys) for scan in scans])[:-1])
-        tokenizer = self.tokenizer(ranges, scans, by_range)
-        results, skipped = self.shards(ranges, scans, by_range)
-        manifest = self.finish(tokenizer, results, corpus)
-        return PrepareReport.of(self.folder, manifest, self.executor.name, started, tasks_skipped=skipped)
+        return _Survey(ranges, scans, by_range, dict(sorted(corpus.items())))
 
     def scan(self, ranges: Sequence[FileRange]) -> list[Scan]:
         """Hashes every document of the corpus."""
@@ -134,9 +173,8 @@ class _Preparation:
         return [found[place] for place in range(len(ranges))]
 
     def check(self, scans: Sequence[Scan]) -> dict[str, Any]:
-        """Quarantines bad documents; counts. Raises DataError for too many of them, or for no document at all."""
+        """Counts documents. Raises DataError for too many bad ones, or for no document at all."""
         bad = [document for scan in scans for document in scan.bad]
-        write_quarantine(self.folder, [asdict(document) for document in bad])
         documents = sum(len(scan.keys) for scan in scans)
         dropped: dict[str, int] = {}
         for scan in scans:
@@ -149,40 +187,38 @@ class _Preparation:
             )
             raise DataError(
                 f"{len(bad):,} of {seen:,} documents are bad, over prepare.bad_document_limit="
-                f"{self.prepare.bad_document_limit}: {shown}; all are listed in {self.folder / QUARANTINE_NAME}; "
-                "mend or remove them, or raise the limit"
+                f"{self.prepare.bad_document_limit}: {shown}; mend or remove them, or raise the limit "
+                f"(`pretrain prepare` lists them all in {QUARANTINE_NAME} of the data folder)"
             )
         if documents == 0:
             raise DataError(f"prepare.corpus: no document is left after cleaning ({dropped or 'the corpus is empty'})")
         return {"documents": documents, "bad_documents": len(bad), "dropped": dict(sorted(dropped.items()))}
 
-    def tokenizer(self, ranges: Sequence[FileRange], scans: Sequence[Scan], fates: Sequence[np.ndarray]) -> Tokenizer:
+    def tokenizer(self, survey: _Survey) -> Tokenizer:
         """The tokenizer of the folder: the one that is there, the one that the config names, or a new one."""
         path, settings = self.folder / TOKENIZER_NAME, self.prepare.tokenizer
         if settings.path is not None:
             tokenizer = read_tokenizer(Path(settings.path).expanduser())
             write_atomically(path, tokenizer.to_str(pretty=True))
             return tokenizer
-        source = [scan.content + hash_bytes(part.tobytes()) for scan, part in zip(scans, fates, strict=True)]
+        source = [scan.content + hash_bytes(part.tobytes()) for _, scan, part in survey]
         key = hash_bytes(json.dumps(["tokenizer", source, settings.model_dump()], sort_keys=True).encode())
         known = self.ledger.find(key)
         if known is None or not path.exists() or hash_file(path) != json.loads(known):
             with self.phases.phase("training the tokenizer", None):
-                texts = _training_texts(ranges, scans, fates, self.prepare)
+                texts = _training_texts(survey, self.prepare)
                 content = train_tokenizer(texts, settings).to_str(pretty=True)
             write_atomically(path, content)
             self.ledger.keep(key, json.dumps(hash_bytes(content.encode())))
         return Tokenizer.from_file(str(path))
 
-    def shards(
-        self, ranges: Sequence[FileRange], scans: Sequence[Scan], fates: Sequence[np.ndarray]
-    ) -> tuple[list[ShardResult], int]:
+    def shards(self, survey: _Survey) -> tuple[list[ShardResult], int]:
         """Tokenizes what an earlier run has not; results in the order of the ranges, and how many were there."""
         tokenizer_hash = hash_file(self.folder / TOKENIZER_NAME)
         config_hash = _config_hash(self.prepare)
         tasks = [
             ShardTask(files, self.prepare, scan.content, part, self.folder.resolve(), tokenizer_hash, config_hash)
-            for files, scan, part in zip(ranges, scans, fates, strict=True)
+            for files, scan, part in survey
         ]
         found: dict[int, ShardResult] = {}
         for place, task in enumerate(tasks):
@@ -191,12 +227,14 @@ class _Preparation:
                 found[place] = result
         skipped = len(found)
         todo = [place for place in range(len(tasks)) if place not in found]
-        with self.phases.phase("tokenizing", sum(ranges[place].size for place in todo)) as progress:
+        if todo:
+            (self.folder / MANIFEST_NAME).unlink(missing_ok=True)  # a folder with a manifest is complete
+        with self.phases.phase("tokenizing", sum(tasks[place].files.size for place in todo)) as progress:
             for at, result in self.executor.run(shard_range, [tasks[place] for place in todo]):
                 place = todo[at]
                 self.ledger.keep(tasks[place].key, result.to_json())
                 found[place] = result
-                progress.advance(ranges[place].size, int((fates[place] != DROPPED).sum()))
+                progress.advance(tasks[place].files.size, int((tasks[place].fates != DROPPED).sum()))
         return [found[place] for place in range(len(tasks))], skipped
 
     def finish(self, tokenizer: Tokenizer, results: Sequence[ShardResult], corpus: Mapping[str, Any]) -> Manifest:
@@ -233,143 +271,19 @@ def _config_hash(prepare: PrepareSettings) -> str:
     return hash_bytes(json.dumps([MANIFEST_FORMAT, content], sort_keys=True).encode())
 
 
-def _training_texts(
-    ranges: Sequence[FileRange], scans: Sequence[Scan], fates: Sequence[np.ndarray], prepare: PrepareSettings
-) -> Iterator[str]:
+def _training_texts(survey: _Survey, prepare: PrepareSettings) -> Iterator[str]:
     """About `training_bytes` of training documents, drawn by their hash; of a very large corpus from every k-th range."""
-    total = sum(int(scan.sizes[part == TRAIN].sum()) for scan, part in zip(scans, fates, strict=True))
+    total = sum(int(scan.sizes[fates == TRAIN].sum()) for _, scan, fates in survey)
     share = prepare.tokenizer.training_bytes / max(total, 1)
     # Documents are spread over all ranges; reading a tenth of the ranges for a hundredth of the text is even enough.
-    stride = min(max(int(0.1 / share), 1), len(ranges))
+    stride = min(max(int(0.1 / share), 1), len(survey.ranges))
     limit = np.uint64(min(int(share * stride * 2**64), 2**64 - 1))
-    for files, scan, part in list(zip(ranges, scans, fates, strict=True))[::stride]:
-        yield from texts_of(files, prepare, (part == TRAIN) & (scan.keys[:, 0]["low"] <= limit))
-
-
-# --- Ray --------------------------------------------------------------------------------------------------------------
+    for files, scan, fates in list(survey)[::stride]:
+        yield from texts_of(files, prepare, (fates == TRAIN) & (scan.keys[:, 0]["low"] <= limit))
 
 
 def _executor(backend: Backend, workers: int | None) -> Executor:
     workers = available_cores() if workers is None else workers
     if backend == "local":
         return InProcess() if workers == 1 else Processes(workers)
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        raise DataError("the ray backend needs Ray: pip install 'ray', or use --backend local") from None
     return RayTasks(workers)
-
-
-class RayTasks:
-    """Tasks of a Ray cluster: the one that this process is connected to, else one of its own on this machine.
-
-    Its own is reached from this machine alone and with a token that no one else has; it reports no usage, shows no dashboard,
-    and ends with the preparation, its logs included.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self.name = f"ray, {workers} workers"
-        self._workers = workers
-        self._owned = ExitStack()
-
-    def __enter__(self) -> Self:
-        with self._owned as owned:
-            owned.enter_context(_ray_environment())
-            import ray
-
-            if not ray.is_initialized():
-                folder = owned.enter_context(TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
-                owned.callback(ray.shutdown)
-                self._start(folder)
-            self._owned = owned.pop_all()
-        return self
-
-    def _start(self, folder: str) -> None:
-        """Starts a cluster of its own. Raises RankFault where Ray does not come up."""
-        import ray
-
-        for attempt in range(1, START_ATTEMPTS + 1):
-            try:
-                ray.init(
-                    address="local",
-                    num_cpus=self._workers,
-                    num_gpus=0,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=folder,
-                )
-                return
-            except Exception as error:  # a plain Exception, RuntimeError or ValueError, whatever part of it failed
-                ray.shutdown()
-                if attempt == START_ATTEMPTS:
-                    raise RankFault(
-                        f"Ray does not start ({str(error).splitlines()[0]}); run it again, or with --backend local"
-                    ) from error
-
-    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
-        """See Executor."""
-        import ray
-        import ray.exceptions
-
-        remote = ray.remote(num_cpus=1, max_retries=3)(_call)
-        waiting = iter(enumerate(tasks))
-        running: dict[Any, int] = {}
-
-        def submit() -> None:
-            for place, task in waiting:
-                running[remote.remote(function, task)] = place
-                if len(running) >= TASKS_IN_FLIGHT_PER_CORE * self._workers:
-                    return
-
-        submit()
-        while running:
-            done, _ = ray.wait(list(running), num_returns=1)
-            place = running.pop(done[0])
-            try:
-                yield place, ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            except ray.exceptions.RayError as error:
-                raise RankFault(
-                    f"a Ray worker of the preparation died ({type(error).__name__}); finished tasks are kept: "
-                    "run it again, with fewer workers, or with --backend local"
-                ) from error
-            submit()
-
-    def __exit__(self, *details: Any) -> None:
-        self._owned.close()
-
-
-@contextmanager
-def _ray_environment() -> Iterator[None]:
-    """What ray.init has no argument for, as variables of this process and its children; put back at the end."""
-    names = ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Without it, Ray's servers on Linux listen on every address, whatever node address they are given.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    os.environ["RAY_AUTH_TOKEN"] = _ray_token()
-    if "ray" not in sys.modules:  # it reads the mode when it is imported; once it is, ray.init turns tokens on itself
-        os.environ["RAY_AUTH_MODE"] = "token"
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@cache
-def _ray_token() -> str:
-    """The secret of this process's Ray clusters; one for all of them, for Ray keeps the first one it sees."""
-    return secrets.token_hex(32)
-
-
-def _call(function: Callable[[Task], Result], task: Task) -> Result:
-    one_thread()
-    return function(task)

@@ -4,6 +4,7 @@ Ranges depend on the corpus and on `task_bytes` alone, never on the number of wo
 are put together in the order of the ranges. So the output is the same, byte for byte, whoever did the work.
 """
 
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,7 +119,9 @@ def _of_language(path: Path, corpus: CorpusSettings) -> bool:
 def _whole(path: Path, name: str) -> Part:
     with told_as_storage_error(path):
         status = path.stat()
-    return Part(str(path), name, 0, status.st_size, status.st_size, status.st_mtime_ns)
+    # A name that is not UTF-8 can be opened, but neither printed nor listed.
+    told = os.fsencode(name).decode(errors="replace")
+    return Part(str(path.absolute()), told, 0, status.st_size, status.st_size, status.st_mtime_ns)
 
 
 def _pieces(files: list[Path], source: str, task_bytes: int) -> Iterator[Part]:

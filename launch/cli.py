@@ -14,9 +14,10 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from errno import EEXIST, EISDIR, ELOOP, ENAMETOOLONG, ENOTDIR
 from typing import Any, NoReturn
 
-from pretrain.errors import ConfigError, Interrupted, PretrainError
+from pretrain.errors import ConfigError, Interrupted, PretrainError, StorageError
 from pretrain.files import storage_error
 
 Arguments = argparse.Namespace
@@ -40,7 +41,10 @@ class _ShowVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         from importlib import metadata
 
-        print(f"pretrain {metadata.version('pretrain')}")
+        try:
+            print(f"pretrain {metadata.version('pretrain')}")
+        except metadata.PackageNotFoundError:
+            print("pretrain from a checkout that is not installed")
         parser.exit()
 
 
@@ -75,11 +79,19 @@ def exit_code_of(work: Callable[[], int | None]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        told = storage_error(error)
+        told = storage_error(error) or _wrong_place(error)
         if told is None:
             raise
         _tell(f"error: {told}")
         return told.exit_code
+
+
+def _wrong_place(error: OSError) -> StorageError | None:
+    """A path that the user gave and that cannot be what it should be."""
+    if error.filename is None or error.errno not in (EEXIST, EISDIR, ELOOP, ENAMETOOLONG, ENOTDIR):
+        return None
+    reason = str(error.strerror)
+    return StorageError(f"{error.filename}: {reason[0].lower()}{reason[1:]}; choose another path")
 
 
 def _tell(message: str) -> None:

@@ -25,10 +25,8 @@ def quickstart(
 ) -> None:
     """From a config's corpus to a trained model and its report. Raises what the single commands raise."""
     config = load_config(config_name, overrides)
-    options = [word for override in overrides for word in ("--set", override)]
-    options += ["--nproc", str(nproc)] if nproc else []
-    again = shlex.join(["pretrain", "quickstart", config_name, *options])
-    launch = Launch(World(nproc), again=again)
+    options = _options(overrides, nproc)
+    launch = Launch(World(nproc), again=shlex.join(["pretrain", "quickstart", config_name, *options]))
     # A mistake in the layout should not come to light after the corpus was prepared.
     check_before_data(config, launch, this_machine())
 
@@ -40,7 +38,13 @@ def quickstart(
     _heading(3, "evaluation and samples")
     _evaluate(run_dir, renew=trained.by_this_launch)
     _heading(4, "report")
-    _close(trained.config, config_name, options)
+    longer = _options([o for o in overrides if not o.startswith("train.steps=")], nproc)
+    _close(trained.config, shlex.join(["pretrain", "train", config_name, *longer]))
+
+
+def _options(overrides: Sequence[str], nproc: int | None) -> list[str]:
+    words = [word for override in overrides for word in ("--set", override)]
+    return words + (["--nproc", str(nproc)] if nproc else [])
 
 
 def _evaluate(run_dir: Path, *, renew: bool) -> None:
@@ -61,15 +65,14 @@ def _heading(number: int, text: str) -> None:
     print(f"\n[{number}/4] {text}", flush=True)
 
 
-def _close(config: RunConfig, config_name: str, options: Sequence[str]) -> None:
-    """Where to look, and what to try next."""
+def _close(config: RunConfig, train: str) -> None:
+    """Where to look, and what to try next; `train` is the command that continues the run."""
     from pretrain.metrics.report import write_report
 
     run_dir = config.run_dir
     report = write_report(run_dir)
     name = shlex.quote(shown(run_dir))
     more = 2 * config.train.steps
-    train = shlex.join(["pretrain", "train", config_name, *options])
     lines = [
         ("look at", f"{shown(report)}  (curves, layout, samples; open it in a browser)"),
         ("", f"{shown(run_dir)}/  (config.yaml, metrics.jsonl, checkpoints/, wandb/)"),

@@ -36,7 +36,7 @@ from pretrain.guard.anomalies import SkippedSteps
 from pretrain.guard.fault_file import as_told, run_rank
 from pretrain.guard.parent import die_with_parent
 from pretrain.guard.preemption import StopReason, StopSignals
-from pretrain.metrics.run_logs import RunLogs, arithmetic_of, layout_sizes, open_logs, overview
+from pretrain.metrics.run_logs import RunLogs, announce, arithmetic_of, layout_sizes, open_logs, overview
 from pretrain.metrics.step_values import (
     Arithmetic,
     Progress,
@@ -169,7 +169,13 @@ def build(launch: Launch, mesh: ProcessMesh, start: Start | None, stop: StopSign
         **rows,
     )
     _check_order(launch, batches, start)
-    _announce(launch, engine, batches, start, load_s)
+    announce(
+        launch.logs,
+        overview(config, launch.manifest, engine, start.ref.path if start else None),
+        batches.notes,
+        launch.generation,
+        load_s,
+    )
     return Training(
         launch=launch,
         engine=engine,
@@ -381,28 +387,6 @@ def _check_order(launch: Launch, batches: Batches, start: Start | None) -> None:
             f"{start.ref.step}; going on would repeat some and skip others. Put the data back, or start a new run "
             "(--set name=NEW-NAME)"
         )
-
-
-def _announce(launch: Launch, engine: Engine, batches: Batches, start: Start | None, load_s: float) -> None:
-    """The banner, and what a reader should know before the first step."""
-    console = launch.logs.console
-    path = start.ref.path if start else None
-    console.start(
-        overview(
-            launch.config,
-            launch.manifest,
-            engine.mesh,
-            num_parameters=engine.num_parameters,
-            first_step=engine.step,
-            checkpoint=path,
-        )
-    )
-    for note in batches.notes:
-        console.message(note)
-    if launch.generation > 1:
-        told = "from the beginning: no checkpoint was committed" if path is None else f"from step {engine.step:,}"
-        fields = {"step": engine.step, "checkpoint": path and str(path), "load_s": load_s}
-        launch.logs.event("restart", f"launch {launch.generation} of this run goes on {told}", **fields)
 
 
 def _target_bytes(launch: Launch, batches: Sequence[MicroBatch], mesh: ProcessMesh) -> int:

@@ -132,5 +132,5 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     run_dir = copy_of(trained_run("counting"), tmp_path)
     config = run_dir / "config.yaml"
     config.write_text(config.read_text().replace("num_layers: 2", "num_layers: 3"))
-    with pytest.raises(CheckpointError, match="model.num_layers was 2 and is 3"):
+    with pytest.raises(CheckpointError, match=r"model\.num_layers was 2 and is 3"):
         evaluate(run_dir, silent())

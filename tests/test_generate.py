@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_decoder_goes_on_as_it_has_learned(counting: Path) -> None:
     (sample,) = generate(counting, ["red green blue"], temperature=0.0, max_tokens=30, console=silent())
     words = sample.text.split()
     assert len(words) >= 3
-    successors = sum(CYCLE[(CYCLE.index(a) + 1) % 6] == b for a, b in zip(words, words[1:], strict=False) if a in CYCLE)
+    successors = sum(CYCLE[(CYCLE.index(a) + 1) % 6] == b for a, b in pairwise(words) if a in CYCLE)
     assert successors >= 0.6 * (len(words) - 1)
 
 
@@ -187,6 +188,6 @@ def test_a_missing_data_folder_is_a_data_error(counting: Path, tmp_path: Path) -
         generate(counting, ["red"], console=silent())
 
 
-def test_nothing_of_training_is_needed(counting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_process_group_is_asked_for(counting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: pytest.fail("asked for a process group"))
     generate(counting, ["red"], temperature=0.0, max_tokens=2, console=silent())

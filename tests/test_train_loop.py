@@ -3,7 +3,7 @@
 import errno
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -43,7 +43,7 @@ class Recorder:
     def start(self, config: object, facts: object) -> None:
         pass
 
-    def log_step(self, step: int, values: dict[str, float]) -> None:
+    def log_step(self, step: int, values: Mapping[str, float]) -> None:
         self.rows.append((step, dict(values)))
 
     def log_event(self, kind: str, **fields: Any) -> None:

@@ -36,9 +36,14 @@ from pretrain.parallel.shard import shard_of
 Task = Literal["counting", "translating"]
 
 CYCLE = ("red", "green", "blue", "yellow", "white", "black")
-DICTIONARY = dict(
-    zip(("one", "two", "three", "four", "five", "six"), ("eins", "zwei", "drei", "vier", "fuenf", "sechs"), strict=True)
-)
+DICTIONARY: dict[str, str] = {
+    "one": "eins",
+    "two": "zwei",
+    "three": "drei",
+    "four": "vier",
+    "five": "fuenf",
+    "six": "sechs",
+}
 STEPS = {"counting": 80, "translating": 350}
 BATCH = 16
 

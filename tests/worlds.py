@@ -166,24 +166,31 @@ class World:
         return answers
 
     def _story(self, answers: dict[int, Any], faults: dict[int, str]) -> str:
-        silent = [i for i in range(self.world_size) if i not in answers and i not in faults]
-        for index in silent:
-            process_id = self._ranks[index].process.pid
-            if process_id is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process_id, signal.SIGUSR1)
-        if silent:
-            time.sleep(0.5)  # faulthandler writes the stacks into the ranks' logs
+        for index, rank in enumerate(self._ranks):
+            if index not in answers and index not in faults:
+                _ask_for_stacks(rank)
         lines = []
         for index, rank in enumerate(self._ranks):
             if index in answers:
                 lines.append(f"rank {index} returned")
                 continue
             lines.append(f"rank {index} {faults.get(index, 'did not answer in time')}".rstrip())
-            log = Path(rank.log.name).read_text(errors="replace")[-4000:].strip()
+            log = Path(rank.log.name).read_text(errors="replace")[-12000:].strip()
             if log:
                 lines.append(f"  last output of rank {index}:\n{log}")
         return "\n".join(lines)
+
+
+def _ask_for_stacks(rank: _Rank) -> None:
+    """Has faulthandler write the stacks of a rank into its log, and gives it a while to do so."""
+    if rank.process.pid is None or not rank.process.is_alive():
+        return
+    size = os.fstat(rank.log.fileno()).st_size
+    os.kill(rank.process.pid, signal.SIGUSR1)
+    deadline = time.monotonic() + 5.0
+    while os.fstat(rank.log.fileno()).st_size == size and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)  # the rest of the stacks
 
 
 def run_ranks(world_size: int, function: Callable[..., Result], *arguments: object) -> list[Result]:

@@ -14,8 +14,8 @@ from pretrain.metrics.report_sections import SECTIONS_STYLE, config_tree, histor
 from pretrain.metrics.run_record import RunRecord, read_run
 
 REPORT_FILE = "report.html"
-QUIET_EVENTS = frozenset({"start", "finish", "checkpoint", "evaluation"})
-"""Kinds of events that belong to every run: listed, but not marked on the curves."""
+QUIET_EVENTS = frozenset({"start", "restart", "finish", "checkpoint", "evaluation"})
+"""Kinds of events that belong to every run: listed, but not marked on the curves (a restart is: where the attempt changes)."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -104,6 +104,8 @@ def _tiles(run: RunRecord) -> Fragment:
     )
     add("Bits per byte", run.eval("eval/bits_per_byte"), "{:.3f}", "of held-out text")
     add("chrF", run.eval("eval/chrf_beam") or run.eval("eval/chrf_greedy"), "{:.1f}", _chrf_note(run))
+    own, mixed = run.eval("eval/pair_loss"), run.eval("eval/shuffled_source_loss")
+    add("Sources shuffled", None if own is None or mixed is None else mixed - own, "{:+.2f}", "validation loss", "nats")
     tokens = run.last("train/tokens")
     if tokens is not None:
         found.append(Tile("Tokens", short(tokens), f"{run.last('train/epoch') or 0:.2f} epochs"))

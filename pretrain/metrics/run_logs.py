@@ -4,6 +4,7 @@ The loop talks to both without asking which rank it is on.
 """
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from pretrain.config import RunConfig
 from pretrain.data.token_shards import Manifest
+from pretrain.engine.protocol import Engine
 from pretrain.metrics.console import Batch, RunConsole, RunOverview
 from pretrain.metrics.facts import collect_facts
 from pretrain.metrics.step_values import Arithmetic
@@ -87,16 +89,8 @@ def arithmetic_of(config: RunConfig, mesh: ProcessMesh) -> Arithmetic:
     )
 
 
-def overview(
-    config: RunConfig,
-    manifest: Manifest,
-    mesh: ProcessMesh,
-    *,
-    num_parameters: int,
-    first_step: int,
-    checkpoint: Path | None,
-) -> RunOverview:
-    """What the banner tells. `checkpoint` is the one that the run goes on from."""
+def overview(config: RunConfig, manifest: Manifest, engine: Engine, checkpoint: Path | None) -> RunOverview:
+    """What the banner tells of a run that goes on from `checkpoint`, or begins."""
     split = manifest.splits["train"]
     notes = {"data": f"{split.documents:,} documents, {split.tokens:,} tokens in {config.data.dir}"}
     if checkpoint is not None:
@@ -104,22 +98,32 @@ def overview(
     return RunOverview(
         name=config.name,
         run_dir=config.run_dir,
-        layout=mesh.layout,
+        layout=engine.mesh.layout,
         zero_stage=config.layout.zero_stage,
-        stages=_stage_names(config, mesh),
+        stages=_stage_names(config, engine.mesh),
         batch=Batch(
             sequence_length=config.data.sequence_length,
             micro_batch_sequences=config.train.micro_batch_sequences,
             global_batch_sequences=config.global_batch_sequences,
-            data_ranks=mesh.layout.dp,
+            data_ranks=engine.mesh.layout.dp,
         ),
-        num_parameters=num_parameters,
+        num_parameters=engine.num_parameters,
         precision=config.train.precision,
         device=config.train.device,
-        first_step=first_step,
+        first_step=engine.step,
         steps=config.train.steps,
         notes=notes,
     )
+
+
+def announce(logs: RunLogs, run: RunOverview, notes: Sequence[str], generation: int, load_s: float) -> None:
+    """The banner, what the data has to tell, and for a later launch the event that marks it."""
+    logs.console.start(run)
+    for note in notes:
+        logs.console.message(note)
+    if generation > 1:
+        told = f"launch {generation} of this run begins at step {run.first_step:,}"
+        logs.event("restart", told, step=run.first_step, load_s=load_s)
 
 
 def _stage_names(config: RunConfig, mesh: ProcessMesh) -> list[list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 from pretrain.config import RunConfig, read_resolved
 from pretrain.files import read_json_lines
 from pretrain.metrics.evaluation import Evaluation, read_evaluation
-from pretrain.metrics.jsonl import ATTEMPTS_FILE, EVENTS_FILE, SAMPLES_FILE, read_metrics
+from pretrain.metrics.jsonl import ATTEMPTS_FILE, EVENTS_FILE, SAMPLES_FILE, from_json_number, read_metrics
 from pretrain.model.layers import count_parameters
 
 Row = Mapping[str, float]
@@ -36,9 +36,11 @@ class RunRecord:
         return next((row[name] for row in reversed(self.rows) if name in row), None)
 
     def eval(self, name: str) -> float | None:
-        """A number of the evaluation, or the last one of a validation in the run."""
-        kept = self.evaluation.values if self.evaluation is not None else {}
-        return kept.get(name, self.last(name))
+        """A number of the evaluation, else the last one of a validation in the run, else what the run noted at its end."""
+        if self.evaluation is not None and name in self.evaluation.values:
+            return self.evaluation.values[name]
+        noted = next((e["summary"] for e in reversed(self.events) if name in (e.get("summary") or {})), {})
+        return self.last(name) if name not in noted else from_json_number(noted[name])
 
     def points(self, name: str) -> list[tuple[float, float]]:
         """(step, value) of a metric."""

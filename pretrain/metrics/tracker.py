@@ -34,9 +34,12 @@ WANDB_ID_FILE = "wandb_id"
 QUEUE_SIZE = 4096
 """Calls that may wait for W&B; a minute of steps of 15 ms."""
 INIT_TIMEOUT_S = 20.0
+"""How long a server may take to answer at the start before the run becomes an offline one."""
+INIT_OFFLINE_TIMEOUT_S = 60.0
+"""The same for W&B's own local process, on a machine that may be very busy."""
 FINISH_TIMEOUT_S = 30.0
 """How long the end of a run waits for an upload; what is left stays on disk for `wandb sync`."""
-END_OFFLINE_S = 15.0
+END_OFFLINE_S = 30.0
 """How long the end of a run waits for W&B's process to write its files and go."""
 FAILURES_TO_GIVE_UP = 3
 ALERT_EVENTS = frozenset(
@@ -247,7 +250,10 @@ class WandbTracker:
         if self._thread.is_alive():
             self._give_up("it does not answer")
             kill_wandb_processes()
-            self._thread.join(2.0)
+            # On a thread, for wandb may hold a lock: without it wandb's exit hook would complain of the dead process.
+            ender = threading.Thread(target=_end_service, args=(exit_code,), daemon=True)
+            ender.start()
+            ender.join(2.0)
         if self.dropped:
             self._complain(f"W&B did not take {self.dropped} points; metrics.jsonl holds them all")
 
@@ -377,7 +383,7 @@ def _wandb_settings(mode: Literal["offline", "online"]) -> dict[str, Any]:
         "x_save_requirements": False,
         "x_disable_viewer": mode == "offline",
         "x_transaction_log_flush_interval": _FLUSH_INTERVAL_S,
-        "init_timeout": INIT_TIMEOUT_S,
+        "init_timeout": INIT_TIMEOUT_S if mode == "online" else INIT_OFFLINE_TIMEOUT_S,
         "finish_timeout": FINISH_TIMEOUT_S,
     }
 

@@ -70,12 +70,13 @@ class LayerStack(nn.Module):
                     firsts[spec.tied_key] = module
             steps.append((spec, module))
         # Registered once, above, under the global names; the tuple is the order of execution.
-        self._steps = tuple(steps)
+        self.steps = tuple(steps)
+        """The layers in order of execution, with their modules."""
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Fields of the carry (others are left aside) to logits (B, S, V/tp)."""
         carry = {name: inputs[name] for name in self.fields}
-        for spec, module in self._steps:
+        for spec, module in self.steps:
             carry = spec.run(module, carry)
         return carry["logits"]
 

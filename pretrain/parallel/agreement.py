@@ -25,7 +25,7 @@ def gather_texts(text: str, mesh: ProcessMesh) -> list[str]:
     padded[: len(content)] = torch.frombuffer(bytearray(content or b"\0"), dtype=torch.uint8)[: len(content)]
     rows = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(rows, padded)
-    return [bytes(row[:size].tolist()).decode() for row, size in zip(rows, sizes, strict=True)]
+    return [row[:size].cpu().numpy().tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
 def world_maximum(values: Sequence[float], mesh: ProcessMesh) -> list[float]:

@@ -29,7 +29,9 @@ Pairs = Sequence[tuple[Sequence[int], Sequence[int]]]
 def text_documents(count: int, seed: int, longest: int = 40, vocab_size: int = 100) -> Documents:
     """Documents of 1 to `longest` random tokens."""
     random = np.random.default_rng(seed)
-    return [random.integers(FIRST_TEXT_TOKEN, vocab_size, random.integers(1, longest + 1)).tolist() for _ in range(count)]
+    return [
+        random.integers(FIRST_TEXT_TOKEN, vocab_size, random.integers(1, longest + 1)).tolist() for _ in range(count)
+    ]
 
 
 def counted_pairs(count: int, seed: int, longest: int = 9, vocab_size: int = 60_000) -> Pairs:

@@ -30,7 +30,14 @@ def pairs(tmp_path: Path) -> DataSettings:
 
 
 def opened(
-    data: DataSettings, *, rank: int = 0, size: int = 1, micro: int = 2, first: int = 0, seed: int = 7, total: int = GLOBAL
+    data: DataSettings,
+    *,
+    rank: int = 0,
+    size: int = 1,
+    micro: int = 2,
+    first: int = 0,
+    seed: int = 7,
+    total: int = GLOBAL,
 ) -> Batches:
     return training_batches(
         data,
@@ -60,7 +67,9 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 @pytest.mark.parametrize("kind", ["data", "pairs"])
 @pytest.mark.parametrize("size", [2, 4])
-def test_the_union_over_data_ranks_is_the_batch_of_one_rank(kind: str, size: int, request: pytest.FixtureRequest) -> None:
+def test_the_union_over_data_ranks_is_the_batch_of_one_rank(
+    kind: str, size: int, request: pytest.FixtureRequest
+) -> None:
     data = request.getfixturevalue(kind)
     whole = steps(data, 5)
     parts = [steps(data, 5, rank=rank, size=size, micro=1) for rank in range(size)]
@@ -129,11 +138,15 @@ def test_tokens_seen_counts_all_ranks(data: DataSettings) -> None:
     with opened(data, size=2, first=5) as batches:
         assert batches.tokens_seen == 5 * GLOBAL * 16
         next(batches)
-        assert batches.tokens_seen == 6 * GLOBAL * 16 and batches.step == 6 and batches.total_wait_s >= batches.wait_s >= 0
+        assert (
+            batches.tokens_seen == 6 * GLOBAL * 16 and batches.step == 6 and batches.total_wait_s >= batches.wait_s >= 0
+        )
 
 
 @pytest.mark.parametrize(
-    "change", [{"sequence_length": 8}, {"document_mask": "cross"}, {"seed": 8}, {"corpus": 1}], ids=lambda c: next(iter(c))
+    "change",
+    [{"sequence_length": 8}, {"document_mask": "cross"}, {"seed": 8}, {"corpus": 1}],
+    ids=lambda c: next(iter(c)),
 )
 def test_the_plan_hash_shows_a_change_of_the_order(data: DataSettings, change: dict[str, object]) -> None:
     with opened(data) as batches:
@@ -196,7 +209,9 @@ def test_an_empty_validation_split_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["data", "pairs"])
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_validation_covers_every_target_once_over_all_ranks(kind: str, size: int, request: pytest.FixtureRequest) -> None:
+def test_validation_covers_every_target_once_over_all_ranks(
+    kind: str, size: int, request: pytest.FixtureRequest
+) -> None:
     data = request.getfixturevalue(kind)
     found = [
         validation_batches(data, sequences=None, micro_batch_sequences=4, data_rank=rank, data_size=size)

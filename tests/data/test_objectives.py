@@ -75,7 +75,9 @@ def test_the_last_short_window_is_padded(folder: Path) -> None:
     assert rest, "the fixture must leave a short window"
     rows = filled(objective, np.array([objective.num_validation_samples - 1]))
     assert (rows.labels[0, rest:] == IGNORED).all() and (rows.fields["documents"][0, rest:] == -1).all()
-    assert (rows.fields["tokens"][0, rest:] == SPECIAL.padding).all() and (rows.fields["positions"][0, rest:] == 0).all()
+    assert (rows.fields["tokens"][0, rest:] == SPECIAL.padding).all() and (
+        rows.fields["positions"][0, rest:] == 0
+    ).all()
     np.testing.assert_array_equal(rows.fields["tokens"][0, :rest], stream[-rest - 1 : -1])
     assert rows.labels[0, rest - 1] == stream[-1] and (rows.fields["documents"][0, :rest] >= 0).all()
 
@@ -107,7 +109,9 @@ def test_packing_fills_rows_in_order_and_never_over(tmp_path: Path) -> None:
     rows = filled(objective, np.arange(objective.num_samples))
     sources = (rows.fields["source_documents"] >= 0).sum(axis=1)
     targets = (rows.labels != IGNORED).sum(axis=1)
-    assert targets.sum() == sum(len(target) + 1 for _, target in pairs) and sources.sum() == sum(len(s) for s, _ in pairs)
+    assert targets.sum() == sum(len(target) + 1 for _, target in pairs) and sources.sum() == sum(
+        len(s) for s, _ in pairs
+    )
     assert objective.num_samples < 0.6 * len(pairs)
     next_pair = np.cumsum(rows.fields["documents"].max(axis=1) + 1)[:-1]
     for row, pair in enumerate(next_pair):  # the next pair would not have fitted

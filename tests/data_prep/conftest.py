@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from data_prep.pipeline import RayTasks
+from data_prep.ray_tasks import RayTasks
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,8 @@ def write_jsonl(path: Path, rows: Sequence[Any]) -> Path:
 
 def catalogue(messages: Mapping[str, str], order: str = "<") -> bytes:
     """A .mo file: header, two tables, strings that end with NUL."""
-    entries = sorted((key.encode(), value.encode()) for key, value in messages.items())
+    header = {"": "Content-Type: text/plain; charset=UTF-8\n"}
+    entries = sorted((key.encode(), value.encode()) for key, value in {**header, **messages}.items())
     tables = 28
     strings = tables + 16 * len(entries)
     originals, translations, content = [], [], b""
@@ -93,4 +94,3 @@ def catalogue(messages: Mapping[str, str], order: str = "<") -> bytes:
     made = struct.pack(f"{order}{len(numbers)}I", *numbers) + content
     gettext.GNUTranslations(io.BytesIO(made))  # the reference reader takes it
     return made
-

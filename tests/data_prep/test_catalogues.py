@@ -19,7 +19,6 @@ from pretrain.errors import DataError
 from tests.data_prep.corpora import WORDS, catalogue, data_settings, output, run, write_jsonl
 
 MESSAGES = {
-    "": "Content-Type: text/plain; charset=UTF-8\n",
     "_Open": "Ö_ffnen",
     "menu\4Close": "Schließen",
     "%d file\0%d files": "%d Datei\0%d Dateien",
@@ -64,7 +63,11 @@ def tree(tmp_path: Path) -> Path:
     """Catalogues of two languages, with repetitions across files that differ in form alone."""
     for language, name, messages in (
         ("de", "one.mo", words(range(1, 120))),
-        ("de", "two.mo", words(range(60, 140), marker="_") | {"Shared source": "Neues Ziel", "_Shared source!": "Anderes Ziel"}),
+        (
+            "de",
+            "two.mo",
+            words(range(60, 140), marker="_") | {"Shared source": "Neues Ziel", "_Shared source!": "Anderes Ziel"},
+        ),
         ("fr", "one.mo", {"French": "Français voilà"}),
     ):
         folder = tmp_path / "locale" / language / "LC_MESSAGES"
@@ -97,7 +100,10 @@ def test_pairs_come_back_clean_once_and_of_one_language(data: DataSettings) -> N
     pairs = [pair for split in sides(data).values() for pair in split]
     expected = {*words(range(1, 140)).items(), ("Shared source", "Neues Ziel")} - {("Shared source!", "Anderes Ziel")}
     assert len(pairs) == len(set(pairs))
-    assert set(pairs) in (expected, (expected - {("Shared source", "Neues Ziel")}) | {("Shared source!", "Anderes Ziel")})
+    assert set(pairs) in (
+        expected,
+        (expected - {("Shared source", "Neues Ziel")}) | {("Shared source!", "Anderes Ziel")},
+    )
     assert read_manifest(data.folder).kind == "pairs" and report.corpus["bad_documents"] == 1
 
 
@@ -132,7 +138,12 @@ def test_rows_of_two_columns_are_pairs_too(tmp_path: Path) -> None:
     rows = [{"translation": {"en": source, "de": target}} for source, target in words(range(1, 50)).items()]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     data = data_settings(
-        tmp_path / "data", path, "jsonl", source_field="translation.en", target_field="translation.de", objective="seq2seq"
+        tmp_path / "data",
+        path,
+        "jsonl",
+        source_field="translation.en",
+        target_field="translation.de",
+        objective="seq2seq",
     )
     run(data)
     assert sorted(pair for split in sides(data).values() for pair in split) == sorted(words(range(1, 50)).items())
@@ -149,7 +160,7 @@ def test_odd_package_names_are_refused(tmp_path: Path, name: str) -> None:
 
 def test_without_apt_get_the_other_ways_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DataError, match="fetched with apt-get, which is not here; copy .mo files here"):
+    with pytest.raises(DataError, match=r"fetched with apt-get, which is not here; copy \.mo files here"):
         fetch_catalogues(["vlc-l10n"], "de", tmp_path / "corpus")
 
 
@@ -164,9 +175,13 @@ def fake_tools(folder: Path, monkeypatch: pytest.MonkeyPatch, archive: Path | No
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
 
 
-def test_a_package_that_cannot_be_fetched_is_told_with_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_cannot_be_fetched_is_told_with_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_tools(tmp_path / "bin", monkeypatch, None)
-    with pytest.raises(DataError, match="cannot fetch demo: E: Unable to locate package; check the name and the network"):
+    with pytest.raises(
+        DataError, match="cannot fetch demo: E: Unable to locate package; check the name and the network"
+    ):
         fetch_catalogues(["demo"], "de", tmp_path / "corpus")
 
 
@@ -182,7 +197,9 @@ def test_catalogues_are_unpacked_once_and_nothing_else_is(tmp_path: Path, monkey
         made.add(content, arcname=".")
     fake_tools(tmp_path / "bin", monkeypatch, tmp_path / "demo.tar")
     found = fetch_catalogues(["demo"], "de", tmp_path / "corpus")
-    assert [str(path.relative_to(tmp_path / "corpus")) for path in found] == ["demo/de/usr/share/locale/de/LC_MESSAGES/demo.mo"]
+    assert [str(path.relative_to(tmp_path / "corpus")) for path in found] == [
+        "demo/de/usr/share/locale/de/LC_MESSAGES/demo.mo"
+    ]
     files = [path for path in (tmp_path / "corpus").rglob("*") if path.is_file()]
     assert {path.name for path in files} == {"demo.mo", ".complete"}
     shutil.rmtree(tmp_path / "bin")

@@ -22,7 +22,7 @@ def test_the_share_held_out_is_about_the_fraction() -> None:
 def test_the_split_depends_on_the_content_alone() -> None:
     texts = [f"document {number}" for number in range(500)]
     held_out = {text for text, fate in zip(texts, fates_of(texts, 0.1), strict=True) if fate == VALIDATION}
-    turned = texts[::-1] + ["more"]
+    turned = [*texts[::-1], "more"]
     again = {text for text, fate in zip(turned, fates_of(turned, 0.1), strict=True) if fate == VALIDATION}
     assert held_out == again - {"more"} and held_out
 

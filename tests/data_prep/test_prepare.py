@@ -13,13 +13,14 @@ import pytest
 
 from data_prep.executors import Processes
 from data_prep.folder import locked
-from data_prep.pipeline import RayTasks
+from data_prep.pipeline import prepare_tokenizer
+from data_prep.ray_tasks import RayTasks
 from data_prep.shard import ShardTask, shard_range
 from pretrain.data.batches import training_batches
 from pretrain.data.token_shards import TokenShards, read_manifest, read_token_bytes
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import DataError, RankFault
-from tests.data_prep.corpora import data_settings, output, run, text, write_texts
+from tests.data_prep.corpora import data_settings, output, quiet, run, text, write_texts
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,8 @@ def test_ray_listens_on_this_machine_alone(ray_tasks: RayTasks) -> None:
         connection.laddr.ip
         for process in psutil.Process().children(recursive=True)
         for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN and process.name() in ("gcs_server", "raylet", "ray::RuntimeEnvAgent")
+        if connection.status == psutil.CONN_LISTEN
+        and process.name() in ("gcs_server", "raylet", "ray::RuntimeEnvAgent")
     ]
     assert len(found) >= 3 and {address.removeprefix("::ffff:") for address in found} == {"127.0.0.1"}
 
@@ -256,6 +258,41 @@ def test_a_folder_of_something_else_is_left_alone(corpus: Path, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_mistake_in_the_corpus_can_be_mended_in_the_same_folder(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="matches no file"):
+        run(data_settings(tmp_path / "data", tmp_path / "nowhere"))
+    own = write_texts(tmp_path / "texts", documents=4)
+    (own / "bad.txt").write_bytes(b"\xff")
+    with pytest.raises(DataError, match="are bad"):
+        run(data_settings(tmp_path / "data", own))
+    (own / "bad.txt").unlink()
+    assert sum(run(data_settings(tmp_path / "data", own, task_bytes=9000)).documents.values()) == 4
+
+
+def test_a_folder_whose_settings_file_is_lost_is_known_by_its_manifest(tmp_path: Path) -> None:
+    own = write_texts(tmp_path / "texts", documents=4)
+    run(data_settings(tmp_path / "data", own))
+    (tmp_path / "data" / "prepare.json").unlink()
+    assert run(data_settings(tmp_path / "data", own)).reused
+    with pytest.raises(DataError, match=r"data\.prepare\.task_bytes"):
+        run(data_settings(tmp_path / "data", own, task_bytes=9000))
+
+
+def test_names_that_are_not_utf8_can_be_read_and_listed(tmp_path: Path) -> None:
+    own = write_texts(tmp_path / "texts", documents=30)
+    odd = os.fsdecode(b"odd\xff.txt")
+    (own / odd).write_bytes(b"\xff")
+    assert run(data_settings(tmp_path / "data", own)).corpus["bad_documents"] == 1
+    assert "odd\ufffd.txt" in (tmp_path / "data" / "quarantine.jsonl").read_text()
+
+
+def test_the_tokenizer_alone_is_that_of_the_preparation(corpus: Path, prepared: Path, tmp_path: Path) -> None:
+    data = data_settings(tmp_path / "data", corpus)
+    lines = prepare_tokenizer(data, tmp_path / "mine.json", "local", 1, quiet())
+    assert (tmp_path / "mine.json").read_bytes() == (prepared / "tokenizer.json").read_bytes()
+    assert not (tmp_path / "data").exists() and "400 tokens" in lines[0]
+
+
 def test_two_preparations_of_one_folder_do_not_mix(corpus: Path, tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(DataError, match="another `pretrain prepare` is at work"):
         run(data_settings(tmp_path, corpus))
@@ -291,7 +328,9 @@ def test_too_many_bad_documents_stop_it_and_are_listed(tmp_path: Path) -> None:
     own = write_texts(tmp_path / "texts", documents=8)
     for number in (1, 3):
         (own / f"{number:03d}.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match=r"2 of 8 documents are bad, over prepare\.bad_document_limit=0\.05: .*001\.txt: not UTF-8"):
+    with pytest.raises(
+        DataError, match=r"2 of 8 documents are bad, over prepare\.bad_document_limit=0\.05: .*001\.txt: not UTF-8"
+    ):
         run(data_settings(tmp_path / "data", own))
     assert len((tmp_path / "data" / "quarantine.jsonl").read_text().splitlines()) == 2
     assert run(data_settings(tmp_path / "data", own, bad_document_limit=0.5)).corpus["bad_documents"] == 2

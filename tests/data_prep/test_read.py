@@ -48,7 +48,18 @@ def test_every_line_is_read_once_whatever_the_ranges(tmp_path: Path, task_bytes:
 
 def test_bad_rows_are_told_with_their_line_in_any_range(tmp_path: Path) -> None:
     good = {"text": "x" * 60}
-    rows = [good, b'{"text": "cut', good, {"other": 1}, {"text": 5}, b"[1, 2]", good, b'{"text": "\xff"}', b"\xff", good]
+    rows = [
+        good,
+        b'{"text": "cut',
+        good,
+        {"other": 1},
+        {"text": 5},
+        b"[1, 2]",
+        good,
+        b'{"text": "\xff"}',
+        b"\xff",
+        good,
+    ]
     rows += [{"text": "nul \0"}, b'{"text": "\\ud800"}', b"", {"text": "  "}, b"[" * 100_000, good]
     for task_bytes in (100, 1_000_000):
         found = items(tmp_path, "jsonl", write_jsonl(tmp_path / "a.jsonl", rows), task_bytes)
@@ -56,7 +67,11 @@ def test_bad_rows_are_told_with_their_line_in_any_range(tmp_path: Path) -> None:
         told = bad(found)
         assert [line for line, _ in told] == [2, 4, 5, 6, 8, 9, 11, 12, 15]
         reasons = [reason for _, reason in told]
-        assert reasons[0].startswith("not JSON") and reasons[1] == "no field 'text'" and reasons[2] == "field 'text' is int, not text"
+        assert (
+            reasons[0].startswith("not JSON")
+            and reasons[1] == "no field 'text'"
+            and reasons[2] == "field 'text' is int, not text"
+        )
         assert reasons[3] == "the row is no object" and "not UTF-8" in reasons[4] and "0xff" in reasons[5]
         assert "NUL" in reasons[6] and "surrogate" in reasons[7] and reasons[8].startswith("not JSON")
         assert [item.reason for item in flat(found) if isinstance(item, Dropped)] == ["empty", "empty"]
@@ -97,7 +112,9 @@ def test_compressed_lines_are_read_and_damage_is_told(tmp_path: Path) -> None:
 
 
 def write_parquet(path: Path, column: str = "text", rows: int = 50) -> Path:
-    table = pyarrow.table({column: [f"row {n} " + text(n, 2) if n != 7 else None for n in range(rows)], "n": list(range(rows))})
+    table = pyarrow.table(
+        {column: [f"row {n} " + text(n, 2) if n != 7 else None for n in range(rows)], "n": list(range(rows))}
+    )
     pyarrow.parquet.write_table(table, path, row_group_size=10)
     return path
 

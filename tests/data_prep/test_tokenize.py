@@ -22,7 +22,17 @@ from pretrain.errors import DataError
 from tests.data_prep.corpora import data_settings, output, run, text, write_texts
 
 TEXTS = [text(number) for number in range(30)]
-ODD = ["", " ", "\n\n\t  x", "déjà vu 漢字 🙂", "a" * 500, "\u0000\u0007", "I'll 12345 re-do\r\n", *SPECIAL_TOKENS, "<|endoftext|>" * 3]
+ODD = [
+    "",
+    " ",
+    "\n\n\t  x",
+    "déjà vu 漢字 🙂",
+    "a" * 500,
+    "\u0000\u0007",
+    "I'll 12345 re-do\r\n",
+    *SPECIAL_TOKENS,
+    "<|endoftext|>" * 3,
+]
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama3"])
@@ -77,7 +87,10 @@ def existing(path: Path) -> Path:
 
     trained.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     trained.train_from_iterator(TEXTS, trainer)
     trained.enable_truncation(8)
@@ -121,7 +134,9 @@ def test_a_tokenizer_that_does_not_match_the_shards_is_refused(tmp_path: Path) -
     content = json.loads(path.read_text())
     content["model"]["merges"] = content["model"]["merges"][:-1]
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"tokenizer\.json: this is not the tokenizer that the token shards were made with"):
+    with pytest.raises(
+        DataError, match=r"tokenizer\.json: this is not the tokenizer that the token shards were made with"
+    ):
         load_tokenizer(data.folder)
     path.unlink()
     with pytest.raises(DataError, match=r"tokenizer\.json: not found"):

@@ -18,7 +18,9 @@ STEPS = 6
 
 def make_data(folder: Path, seed: int = 1) -> Path:
     """A data folder of random documents with a vocabulary of 100."""
-    manifest = write_folder(folder, text_documents(60, seed=seed), text_documents(12, seed=seed + 1), shard_documents=30)
+    manifest = write_folder(
+        folder, text_documents(60, seed=seed), text_documents(12, seed=seed + 1), shard_documents=30
+    )
     # Two bytes a text token, none for the three special ones.
     (folder / "token_bytes.bin").write_bytes(b"\0\0" * 3 + b"\2\0" * (manifest.vocab_size - 3))
     return folder

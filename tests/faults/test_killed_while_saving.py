@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint.format import CheckpointRef
+from pretrain.checkpoint.format import CheckpointRef, committed_checkpoints
 from pretrain.checkpoint.load import find_checkpoint, restore
 from pretrain.checkpoint.prune import prune
 from pretrain.checkpoint.save import save
 from pretrain.checkpoint.tensor_file import HashedFile
+from pretrain.checkpoint.verify import verify
 from pretrain.parallel.mesh import ProcessMesh
 from tests.checkpoint.fake_engine import FakeEngine, assert_equal_state, launch, run_state, trained_engine
 
@@ -82,6 +83,8 @@ def test_a_kill_at_any_operation_of_a_save_leaves_a_whole_checkpoint_and_the_nex
         if not killed_at(operation, save_and_prune):
             break
         launch(run_dir, 2)
+        for ref in committed_checkpoints(run_dir):
+            verify(ref)
         ref = find_checkpoint(run_dir, MESH, unexpected)
         assert ref is not None
         restored = FakeEngine(MESH)

@@ -116,8 +116,14 @@ def test_with_every_checkpoint_damaged_the_run_refuses_to_start_anew(world: Worl
 def changed(run_dir: Path, data: Path, other_data: Path) -> list[tuple[dict[str, Any], str]]:
     """Changes that the launcher would stop, and what the ranks say should one come through."""
     return [
-        ({"model": {"num_layers": 3}}, "CheckpointError: the checkpoint of step 2 is of another model: model.num_layers was 2"),
-        ({"data": {"dir": str(other_data)}}, f"DataError: {other_data}: the training samples or their order are not those"),
+        (
+            {"model": {"num_layers": 3}},
+            "CheckpointError: the checkpoint of step 2 is of another model: model.num_layers was 2",
+        ),
+        (
+            {"data": {"dir": str(other_data)}},
+            f"DataError: {other_data}: the training samples or their order are not those",
+        ),
         ({"run": {"dir": str(run_dir), "seed": 5}}, f"DataError: {data}: the training samples or their order"),
         ({"layout": {"pp": 1}}, "ConfigError: layout pp=1 dp=1 tp=1 has 1 ranks, the world has 2; start as many"),
     ]

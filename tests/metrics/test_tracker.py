@@ -115,7 +115,6 @@ def test_a_resumed_run_goes_on_under_the_same_id(tmp_path: Path) -> None:
         tracker.start(CONFIG, FACTS)
         tracker.log_step(attempt, {"train/loss": 1.0})
         tracker.finish({})
-        time.sleep(1.0)  # wandb names folders by the second
     ids = [
         record["run"]["run_id"] for folder in offline_runs(tmp_path) for record in inspect(folder) if "run" in record
     ]
@@ -154,7 +153,7 @@ from pretrain.metrics import tracker as tracker_module
 from pretrain.metrics.settings import LoggingSettings
 from tests.metrics.test_tracker import wait_for_wandb_process, wandb_processes_of
 
-tracker_module.QUEUE_SIZE, tracker_module.END_OFFLINE_S = 64, 2.0
+tracker_module.QUEUE_SIZE, tracker_module.END_OFFLINE_S = 64, 1.0
 told = []
 tracker = tracker_module.open_tracker(
     Path(sys.argv[1]), LoggingSettings(), name="t", attempt=1, wandb_id="abcd1234", complain=told.append

@@ -83,7 +83,7 @@ def test_recomputation_drops_the_same_values(family: str) -> None:
     for recompute in (False, True):
         stack = build(model)
         carry = {name: inputs[name] for name in stack.fields}
-        for spec, module in stack._steps:
+        for spec, module in stack.steps:
             if recompute and spec.name.rpartition(".")[0].endswith("layers"):
                 carry = checkpoint(module, carry, use_reentrant=False)
             else:

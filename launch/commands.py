@@ -7,8 +7,10 @@ functions one after another.
 import importlib.util
 import os
 import shlex
+import shutil
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +18,7 @@ from launch.ranks import Nodes
 from launch.torchrun import Launch, run
 from pretrain.config import RESOLVED_NAME, RunConfig, load_config, read_resolved
 from pretrain.errors import CheckFailed, CheckpointError, ConfigError
+from pretrain.model.flops import num_parameters
 from pretrain.resolve import World
 from pretrain.rules import check_preparation
 
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Backend = Literal["ray", "local"]
+
+ONE_PROCESS_PARAMETERS = 3_000_000_000
+"""Largest model that is evaluated and sampled at the end of a run unasked: 12 GB in fp32."""
 
 
 def prepare(arguments: Namespace) -> None:
@@ -49,11 +55,11 @@ def train(arguments: Namespace) -> None:
         world=World(arguments.nproc, nodes.count),
         nodes=nodes,
         allow_change=tuple(arguments.allow_change),
-        again=again(arguments.config, arguments.overrides, arguments.nproc),
+        again=again("train", arguments.config, overrides=arguments.overrides, nproc=arguments.nproc),
     )
     trained = run(config, launch)
-    if nodes.rank == 0 and trained.by_this_launch:
-        finish(trained.config.run_dir)
+    if nodes.rank == 0:
+        print(f"report: {shown(finish(trained.config, renew=trained.by_this_launch))}")
 
 
 def evaluate(arguments: Namespace) -> None:
@@ -155,13 +161,37 @@ def choose_backend(asked: Backend | None) -> Backend:
     return asked or ("ray" if installed else "local")
 
 
-def finish(run_dir: Path) -> None:
-    """What follows the last step of a run: its samples, and its report."""
-    from pretrain.generate import write_samples
+def finish(config: RunConfig, *, renew: bool) -> Path:
+    """What follows the last step of a run: evaluation, samples, report; returns the report.
+
+    Args:
+        config: of the run, resolved.
+        renew: whether something was trained since they were made; else only what is missing is made.
+    """
     from pretrain.metrics.report import write_report
 
-    write_samples(run_dir, console())
-    print(f"report: {shown(write_report(run_dir))}")
+    evaluate_and_sample(config, renew=renew)
+    return write_report(config.run_dir)
+
+
+def evaluate_and_sample(config: RunConfig, *, renew: bool) -> None:
+    """Evaluates a run's last checkpoint and writes its samples, in this process; a model too large for that is left out."""
+    from pretrain.evaluate import evaluate
+    from pretrain.generate import write_samples
+    from pretrain.metrics.evaluation import EVALUATION_FILE
+    from pretrain.metrics.jsonl import SAMPLES_FILE
+
+    run_dir, parameters = config.run_dir, num_parameters(config.model)
+    if parameters > ONE_PROCESS_PARAMETERS:
+        print(
+            f"{parameters:,} parameters are left to `pretrain evaluate` and `pretrain generate`, which load them in one process"
+        )
+        return
+    for name, make in ((EVALUATION_FILE, evaluate), (SAMPLES_FILE, write_samples)):
+        if renew or not (run_dir / name).exists():
+            make(run_dir, console())
+        else:
+            print(f"{shown(run_dir / name)}: reused")
 
 
 def shown(path: Path) -> str:
@@ -180,12 +210,19 @@ def run_folder(name: str) -> Path:
     return run_dir
 
 
-def again(config: str, overrides: list[str], nproc: int | None) -> str:
-    """The command that continues a run."""
-    words = ["pretrain", "train", config]
-    words += [word for override in overrides for word in ("--set", override)]
-    words += ["--nproc", str(nproc)] if nproc else []
-    return shlex.join(words)
+def program() -> str:
+    """This program as a person starts it here: `pretrain` where it is on the path, else the way to it."""
+    started = Path(sys.argv[0])
+    if started.name != "pretrain":
+        return "python -m launch"
+    found = shutil.which("pretrain")
+    return "pretrain" if found and Path(found).samefile(started) else shown(started.absolute())
+
+
+def again(*words: str, overrides: Sequence[str] = (), nproc: int | None = None) -> str:
+    """A command with its options, as it is typed again."""
+    options = [word for override in overrides for word in ("--set", override)]
+    return shlex.join([program(), *words, *options, *(["--nproc", str(nproc)] if nproc else [])])
 
 
 def _nodes(arguments: Namespace) -> Nodes:

@@ -60,8 +60,8 @@ def test_the_quick_start_goes_from_a_corpus_to_a_report_and_a_second_one_reuses_
     assert "<html" in (run_dir / "report.html").read_text()[:300]
     assert json.loads((run_dir / "evaluation.json").read_text())["step"] == 4
     assert len(read_json_lines(run_dir / "samples.jsonl")) == 1
-    longer = re.search(r"pretrain (train tiny.yaml .*--set train.steps=8 --allow-change train.steps)", out)
-    assert longer is not None
+    longer = re.search(r"python -m launch (train tiny.yaml .*--allow-change train.steps)", out)
+    assert longer is not None and "--set train.steps=8" in longer[1]
 
     assert main(command) == 0, capfd.readouterr().err
     again = capfd.readouterr().out

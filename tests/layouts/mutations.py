@@ -6,14 +6,14 @@ quantities that must then fail, and those that must not, so that a mutation cann
 
 import contextlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from pretrain.engine import build, objective
+from pretrain.engine import base, build, objective
 from pretrain.engine.world import start_world
 from pretrain.model import attention, block, dropout, layers, masks
 from pretrain.optim import optimizers
@@ -78,15 +78,11 @@ def _embedding_looks_one_row_off() -> AbstractContextManager[Any]:
     return _replaced(embedding.VocabularyTable, "embed", change)
 
 
-@contextlib.contextmanager
-def _gradient_doubled() -> Iterator[None]:
-    from pretrain.engine import pipeline, sequential
+def _gradient_doubled() -> AbstractContextManager[Any]:
+    def change(weigh: Any) -> Any:
+        return lambda *arguments: 2 * weigh(*arguments)
 
-    with ExitStack() as stack:
-        for engine in (pipeline, sequential):
-            change = lambda weigh: lambda *arguments: 2 * weigh(*arguments)  # noqa: E731
-            stack.enter_context(_replaced(engine, "micro_batch_weight", change))
-        yield
+    return _replaced(base, "micro_batch_weight", change)
 
 
 def _labels_one_off() -> AbstractContextManager[Any]:
@@ -162,12 +158,8 @@ def _bias_on_every_rank() -> AbstractContextManager[Any]:
     return patch.object(linear, "once_over_axis", lambda tensor, axis: tensor)
 
 
-@contextlib.contextmanager
-def _targets_of_the_own_rank() -> Iterator[None]:
-    from pretrain.engine import sequential
-
-    with patch.object(sequential, "count_targets", lambda batches, mesh: sum(batch.targets for batch in batches)):
-        yield
+def _targets_of_the_own_rank() -> AbstractContextManager[Any]:
+    return patch.object(base, "count_targets", lambda batches, mesh: sum(batch.targets for batch in batches))
 
 
 def _attention_across_documents() -> AbstractContextManager[Any]:

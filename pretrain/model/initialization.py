@@ -19,6 +19,8 @@ def matrix_distribution(model: ModelSettings, fan_in: int, fan_out: int) -> Dist
     """
     if model.initialization.scheme == "xavier_uniform":
         return Uniform(math.sqrt(6.0 / (fan_in + fan_out)))
+    if model.initialization.scheme == "fan_in":
+        return Normal(fan_in**-0.5)
     return Normal(model.initialization.std)
 
 
@@ -47,4 +49,4 @@ def embedding_distribution(model: ModelSettings) -> Distribution:
     start = model.initialization
     if start.embedding_std is not None:
         return Normal(start.embedding_std)
-    return Normal(model.d_model**-0.5 if start.scheme == "xavier_uniform" else start.std)
+    return Normal({"normal": start.std, "xavier_uniform": model.d_model**-0.5, "fan_in": 1.0}[start.scheme])

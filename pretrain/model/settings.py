@@ -10,12 +10,14 @@ from pretrain.settings import Fraction, NonNegativeInt, PositiveFloat, PositiveI
 class InitializationSettings(Settings):
     """How the weights start. Every shard is drawn counter-based from the seed and the parameter's global name."""
 
-    scheme: Literal["normal", "xavier_uniform"] = "normal"
-    """`normal`: N(0, std), GPT-2. `xavier_uniform`: Glorot and Bengio 2010, used by the 2017 Transformer."""
+    scheme: Literal["normal", "xavier_uniform", "fan_in"] = "normal"
+    """`normal`: N(0, std), GPT-2. `xavier_uniform`: Glorot and Bengio 2010, used by the 2017 Transformer. `fan_in`: a standard
+    deviation of (input features) ** -0.5 for every projection (PaLM, section 5)."""
     std: PositiveFloat = 0.02
     """Standard deviation of linear weights with `normal`; GPT-2's value."""
     embedding_std: PositiveFloat | None = None
-    """Standard deviation of embeddings; None: `std` (for xavier_uniform: d_model ** -0.5)."""
+    """Standard deviation of embeddings; None: `std` (for xavier_uniform: d_model ** -0.5; for fan_in: 1, PaLM,
+    section 5)."""
     residual_scale: Literal["none", "depth"] = "depth"
     """`depth`: the two projections that write to the residual stream start smaller by sqrt(2 x layers) (GPT-2, section 2.3)."""
 

@@ -161,6 +161,13 @@ def test_xavier_bounds_count_keys_and_values_apart() -> None:
     assert _std(stack, "embedding.weight") == pytest.approx(128**-0.5, rel=0.05)
 
 
+def test_fan_in_weights_keep_the_variance_of_what_they_read() -> None:
+    stack = _wide(initialization={"scheme": "fan_in", "residual_scale": "none"}, head_dim=64)
+    for name, fan_in in (("attention.query", 128), ("attention.output", 256), ("feed_forward.down", 256)):
+        assert _std(stack, f"layers.0.{name}.weight") == pytest.approx(fan_in**-0.5, rel=0.05)
+    assert _std(stack, "embedding.weight") == pytest.approx(1.0, rel=0.05)
+
+
 def test_the_std_of_embeddings_can_be_set() -> None:
     stack = _wide(initialization={"embedding_std": 0.5})
     assert _std(stack, "embedding.weight") == pytest.approx(0.5, rel=0.05)

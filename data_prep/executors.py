@@ -5,8 +5,10 @@ spawned, not forked: a fork copies locks of the tokenizer's threads in whatever 
 """
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -78,7 +80,16 @@ class Processes:
 def _start_worker() -> None:
     """Ctrl-C is the parent's to handle: it lets running tasks finish and drops the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     one_thread()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when its parent is gone: a killed parent closes no queue, for the other workers hold them open too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def one_thread() -> None:

@@ -216,13 +216,13 @@ def program() -> str:
     if started.name != "pretrain":
         return "python -m launch"
     found = shutil.which("pretrain")
-    return "pretrain" if found and Path(found).samefile(started) else shown(started.absolute())
+    return "pretrain" if found and Path(found).samefile(started) else shlex.quote(shown(started.absolute()))
 
 
 def again(*words: str, overrides: Sequence[str] = (), nproc: int | None = None) -> str:
     """A command with its options, as it is typed again."""
     options = [word for override in overrides for word in ("--set", override)]
-    return shlex.join([program(), *words, *options, *(["--nproc", str(nproc)] if nproc else [])])
+    return f"{program()} {shlex.join([*words, *options, *(['--nproc', str(nproc)] if nproc else [])])}"
 
 
 def _nodes(arguments: Namespace) -> Nodes:

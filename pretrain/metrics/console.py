@@ -143,7 +143,8 @@ class RunConsole:
 
     def evaluation(self, step: int, values: Values) -> None:
         """A line for a validation, by names such as `eval/loss`."""
-        told = "  ".join(f"{name.removeprefix('eval/')} {value:.4f}" for name, value in values.items())
+        parts = [(name.removeprefix("eval/").replace("_", " "), value) for name, value in values.items()]
+        told = "  ".join(f"{name} {value:,.{1 if abs(value) >= 100 else 4}f}" for name, value in parts)
         self._line(Text.assemble((f" step {step:,} validation  ", "bold"), told))
 
     def message(self, text: str) -> None:

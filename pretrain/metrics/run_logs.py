@@ -69,7 +69,7 @@ def open_logs(
         manifest_hash=manifest.hash,
         tokenizer_hash=manifest.tokenizer_hash,
     )
-    tracker.start(config.model_dump(mode="json"), facts)
+    tracker.start(config.model_dump(mode="json"), {**facts, "stages": _stage_names(config, mesh)})
     return RunLogs(console, tracker)
 
 

@@ -38,7 +38,7 @@ LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
 
 def measure(arguments: argparse.Namespace) -> None:
     """Measures each precision, prints the tables and writes the results file."""
-    console = Console(width=100)
+    console = Console(width=120)
     device = _join_world_of_one(arguments.device)
     found = {}
     for precision in arguments.precision:

@@ -21,6 +21,7 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(256 << 20),
 }
 """glibc's malloc keeps what is freed: the values that the launcher gives to ranks on a CPU."""
+QUIET_PROFILER = {"KINETO_LOG_LEVEL": "99"}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,7 +31,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds: each contestant takes one step a round")
     parser.add_argument("--warmup", type=int, default=3, help="rounds before them")
-    parser.add_argument("--contestants", nargs="+", default=["engine", "layers", "minimal"])
+    names = ("engine", "layers", "minimal")
+    parser.add_argument("--contestants", nargs="+", choices=names, default=list(names))
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine, one thread")
     parser.add_argument("--vocab-size", type=int, default=8192)
     parser.add_argument("--d-model", type=int, default=512)
@@ -49,13 +51,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Starts the process again with the allocator's thresholds, then measures."""
     arguments = parse()
-    root = str(Path(__file__).resolve().parents[1])
+    paths = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
-        environment = {
-            **os.environ,
-            **ALLOCATOR,
-            "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
-        }
+        environment = {**os.environ, **ALLOCATOR, **QUIET_PROFILER, "PYTHONPATH": os.pathsep.join(paths)}
         os.execve(sys.executable, [sys.executable, __file__, *sys.argv[1:]], environment)
     from benchmarks.measure import measure
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from typing import Any, Protocol, Self, TypeVar
 
 from pretrain.errors import RankFault
@@ -78,18 +79,17 @@ class Processes:
 
 
 def _start_worker() -> None:
-    """Ctrl-C is the parent's to handle: it lets running tasks finish and drops the others."""
+    """Ctrl-C is the parent's to handle: it lets running tasks finish and drops the others. A killed parent ends the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     one_thread()
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when its parent is gone: a killed parent closes no queue, for the other workers hold them open too."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
+    assert parent is not None, "a worker is started by another process"
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def one_thread() -> None:

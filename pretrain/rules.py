@@ -234,6 +234,14 @@ CONFIG_RULES: tuple[Rule[RunConfig], ...] = (
             f"{_zero_reason(c.layout.zero_stage)}; set layout.zero_stage=1, or layout.pp=1"
         ),
     ),
+    Rule(
+        "zero_0_is_fp32",
+        lambda c: c.layout.zero_stage == 0 and c.train.precision == "bf16",
+        lambda c: (
+            "layout.zero_stage=0 cannot run with train.precision=bf16: DeepSpeed would accumulate gradients in bf16 "
+            "there; set layout.zero_stage=1 (the same work at dp=1), or train.precision=fp32"
+        ),
+    ),
     # The batch and the schedule.
     Rule(
         "batch_divides",

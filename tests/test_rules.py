@@ -139,6 +139,11 @@ CONFIG_CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["layout.zero_stage=2", "layout.pp=2", "micro-batches"],
         ["layout.zero_stage=1"],
     ),
+    "zero_0_is_fp32": (
+        ["layout.zero_stage=0", "train.precision=bf16"],
+        ["layout.zero_stage=0", "train.precision=bf16", "layout.zero_stage=1"],
+        ["train.precision=fp32"],
+    ),
     "batch_divides": (
         ["train.global_batch_tokens=300"],
         ["train.global_batch_tokens=300", "= 128", "use 256 or 384"],

@@ -140,7 +140,7 @@ def _curves(run: RunRecord) -> Fragment:
         validation = [(run.evaluation.step, run.evaluation.values["eval/loss"])]
     series = [
         Series("each step", loss, "blue", "faint"),
-        Series("training", smoothed(loss, len(loss) // 100), "blue"),
+        Series("training", smoothed(loss, max(2, len(loss) // 50)), "blue"),
         Series("validation", validation, "orange", "dots"),
     ]
     main = line_chart("Loss (nats per token)", series, levels=levels, marks=marks, size="tall")
@@ -169,7 +169,7 @@ def _loss_by_position(run: RunRecord) -> Fragment:
         return Fragment("")
     points = [(float(position), loss) for position, loss in enumerate(run.evaluation.loss_by_position)]
     curve = Series("each position", points, "orange", "faint")
-    smooth = Series("mean", smoothed(points, len(points) // 60), "orange")
+    smooth = Series("mean", smoothed(points, max(2, len(points) // 50)), "orange")
     return line_chart("Validation loss by position", [curve, smooth], x_label="position in the sequence")
 
 

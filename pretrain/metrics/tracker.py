@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
+from pretrain.errors import Preempted
 from pretrain.files import write_atomically
 from pretrain.metrics.facts import redact
 from pretrain.metrics.jsonl import JsonlTracker, to_json
@@ -42,19 +43,7 @@ FINISH_TIMEOUT_S = 30.0
 END_OFFLINE_S = 30.0
 """How long the end of a run waits for W&B's process to write its files and go."""
 FAILURES_TO_GIVE_UP = 3
-ALERT_EVENTS = frozenset(
-    {
-        "non_finite",
-        "skipped_step",
-        "spike",
-        "stall",
-        "straggler",
-        "checkpoint_failed",
-        "disk_low",
-        "data_starved",
-        "fault",
-    }
-)
+ALERT_EVENTS = frozenset({"skipped_step", "checkpoint_failed", "checkpoint_damaged", "fault"})
 """Kinds of events that W&B is asked to alert about, each at most once in `ALERT_INTERVAL_S`."""
 ALERT_INTERVAL_S = 300
 
@@ -335,6 +324,8 @@ class WandbTracker:
         """Ends the run and its process."""
         try:
             if not self._given_up.is_set():
+                if self._exit_code == Preempted.exit_code:
+                    run.mark_preempting()
                 run.finish(exit_code=self._exit_code)
         except Exception as error:
             self._give_up(_first_line(error))

@@ -21,7 +21,9 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     root = Path(__file__).parents[2]
-    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env={"PYTHONPATH": str(root)}, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, env={"PYTHONPATH": str(root)}, text=True
+    )
     assert parent.stdout is not None
     assert {parent.stdout.readline(), parent.stdout.readline()} == {"0\n", "1\n"}
     children = psutil.Process(parent.pid).children(recursive=True)

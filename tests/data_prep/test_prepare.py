@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from pretrain.data.token_shards import TokenShards, read_manifest, read_token_by
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import DataError, RankFault
 from tests.data_prep.corpora import data_settings, output, quiet, run, text, write_texts
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -221,13 +224,47 @@ def test_a_preparation_killed_between_shards_is_finished_to_the_same_bytes(
         """
     )
     folder = tmp_path / "data"
-    done = subprocess.run([sys.executable, "-c", script, str(folder), str(corpus)], cwd=Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", script, str(folder), str(corpus)], cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
     assert not (folder / "manifest.json").exists() and len(list(folder.glob("*/*.tokens"))) == 3
     (folder / "train" / ".000009.tokens.left").write_bytes(b"half")  # what a kill within a write leaves behind
     report = run(data_settings(folder, corpus))
     assert report.tasks_skipped >= 1
     assert output(folder) == output(prepared) and not list(folder.glob("*/.*"))
+
+
+def test_a_killed_preparation_leaves_no_worker_behind() -> None:
+    script = textwrap.dedent(
+        """
+        import time
+        from data_prep.executors import Processes
+
+        if __name__ == "__main__":
+            with Processes(1) as processes:
+                list(processes.run(abs, [1]))
+                print(*processes._pool._processes, flush=True)
+                list(processes.run(time.sleep, [600]))
+        """
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        worker = Path("/proc") / process.stdout.readline().strip() / "stat"
+        assert worker.exists()
+        process.kill()
+    deadline = time.monotonic() + 30
+    while alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(worker)
+
+
+def alive(stat: Path) -> bool:
+    """Whether the process of a /proc/PID/stat runs; one that nobody reaped does not."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_changed_settings_are_refused_with_the_difference(corpus: Path, prepared: Path) -> None:

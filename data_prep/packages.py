@@ -41,11 +41,11 @@ def fetch_catalogues(packages: Sequence[str], language: str, folder: Path) -> li
             archive = _download(package, folder / "archives")
             _unpack(archive, language, place)
             write_atomically(place / ".complete", archive.name + "\n")
-            archive.unlink()
         files = sorted(place.rglob("*.mo"))
         if not files:
             raise DataError(f"prepare.corpus.packages: {package} holds no catalogue of language {language!r}")
         found += files
+    shutil.rmtree(folder / "archives", ignore_errors=True)
     return found
 
 

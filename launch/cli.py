@@ -120,6 +120,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    _add_config_commands(commands)
+    _add_run_commands(commands)
+    _add(commands, "doctor", "what this machine has, what is missing, and the fix", "doctor")
+    return parser
+
+
+def _add_config_commands(commands: Any) -> None:
     quickstart = _add(commands, "quickstart", "prepare, train, evaluate and report in one go", "quickstart")
     quickstart.add_argument(
         "config", nargs="?", default="quickstart.yaml", metavar="CONFIG", help="default: %(default)s"
@@ -154,10 +161,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FIELD",
         help="a field or section that a continued run may change, such as train.steps; repeatable",
     )
-
-    _add_run_commands(commands)
-    _add(commands, "doctor", "what this machine has, what is missing, and the fix", "doctor")
-    return parser
 
 
 def _add_run_commands(commands: Any) -> None:

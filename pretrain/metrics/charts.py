@@ -106,7 +106,7 @@ def line_chart(
         "div",
         *_y_axis(y_scale, write),
         _svg(title, thin, levels, marks, x_scale, y_scale, write),
-        *_level_labels(levels, y_scale),
+        *_level_labels(levels, thin, y_scale),
         *_x_axis(x_scale, x_label),
         element("div", class_="tip", hidden="", aria_hidden="true"),
         class_=f"plot {size}",
@@ -135,15 +135,16 @@ def thinned(points: Sequence[Point], columns: int = MAX_COLUMNS) -> list[Point]:
 
 
 def smoothed(points: Sequence[Point], half_width: int) -> list[Point]:
-    """Means over `half_width` points to either side, fewer towards the ends, so that the curve does not lag behind."""
+    """Means over `half_width` points to either side. At the start, where curves are steep, the window shrinks evenly, so that the
+    mean does not lag behind; at the end, where they are flat, it loses its right half alone, so that the mean stays calm."""
     sums, counts = [0.0], [0]
     for _, y in points:
         sums.append(sums[-1] + (y if math.isfinite(y) else 0.0))
         counts.append(counts[-1] + math.isfinite(y))
     result = []
     for index, (x, _) in enumerate(points):
-        reach = min(half_width, index, len(points) - 1 - index)
-        first, last = index - reach, index + reach + 1
+        left = min(half_width, index)
+        first, last = index - left, min(index + left + 1, len(points))
         count = counts[last] - counts[first]
         result.append((x, (sums[last] - sums[first]) / count if count else math.nan))
     return result
@@ -273,15 +274,27 @@ def _x_axis(scale: Scale, label: str) -> list[Fragment]:
     return [element("div", *ticks, class_="x-ticks"), element("span", label, class_="x-label")]
 
 
-def _level_labels(levels: Sequence[Level], scale: Scale) -> list[Fragment]:
-    """Names of the levels at the right end, moved apart where they would cover each other."""
-    labels, lowest = [], -_LABEL_GAP
+def _level_labels(levels: Sequence[Level], series: Sequence[Series], scale: Scale) -> list[Fragment]:
+    """Names of the levels, each at the end where the curves are farther away, moved apart where they would cover each other."""
+    labels = []
+    lowest = {"left": -_LABEL_GAP, "right": -_LABEL_GAP}
     for level in sorted(levels, key=lambda level: -level.value):
-        top = max(100 * (1 - scale(level.value)), lowest + _LABEL_GAP)
-        lowest = top
+        side = _free_side(level, series)
+        top = max(100 * (1 - scale(level.value)), lowest[side] + _LABEL_GAP)
+        lowest[side] = top
         told = f"{level.label} {level.value:.2f}"
-        labels.append(element("span", told, class_=f"level-label {level.color}", style=f"top:{top:.2f}%"))
+        labels.append(element("span", told, class_=f"level-label {side} {level.color}", style=f"top:{top:.2f}%"))
     return labels
+
+
+def _free_side(level: Level, series: Sequence[Series]) -> Literal["left", "right"]:
+    ends = {"left": math.inf, "right": math.inf}
+    for one in series:
+        values = [y for _, y in one.points if math.isfinite(y)]
+        share = max(1, len(values) // 7)
+        for side, part in (("left", values[:share]), ("right", values[-share:])):
+            ends[side] = min([ends[side], *(abs(value - level.value) for value in part)])
+    return "left" if ends["left"] > ends["right"] else "right"
 
 
 def _data(series: Sequence[Series], x_scale: Scale, x_label: str) -> str:
@@ -337,8 +350,9 @@ figcaption{display:flex;flex-wrap:wrap;justify-content:space-between;align-items
 .x-ticks{position:absolute;inset:100% 0 auto 0}
 .tick.x{top:9px;transform:translateX(-50%)}
 .x-label{position:absolute;right:0;top:calc(100% + 26px);color:var(--faint);font-size:12px;line-height:1}
-.level-label{position:absolute;right:0;transform:translateY(calc(-100% - 2px));font-size:12px;line-height:1;padding:1px 0 1px 4px;
-background:var(--panel);font-variant-numeric:tabular-nums}
+.level-label{position:absolute;transform:translateY(calc(-100% - 2px));font-size:12px;line-height:1;
+font-variant-numeric:tabular-nums}
+.level-label.left{left:0}.level-label.right{right:0}
 .tip{position:absolute;top:0;pointer-events:none;background:var(--panel);border:1px solid var(--line);border-radius:8px;
 padding:7px 10px;font-size:12.5px;line-height:1.5;white-space:nowrap;box-shadow:0 4px 16px rgb(0 0 0/.12);z-index:1;
 font-variant-numeric:tabular-nums}

@@ -82,34 +82,40 @@ def _status(run: RunRecord) -> str:
 
 
 def _tiles(run: RunRecord) -> Fragment:
-    train_loss, loss = run.last("train/loss"), run.eval("eval/loss")
-    uniform = math.log(run.config.model.vocab_size or 1)
-    found: list[Tile] = []
+    return tiles([*_quality_tiles(run), *_work_tiles(run)])
 
-    def add(label: str, value: float | None, told: str, note: str = "", unit: str = "") -> None:
-        if value is not None:
-            found.append(Tile(label, told.format(value), note, unit))
 
-    perplexity = "" if loss is None or loss > 50 else f"perplexity {math.exp(loss):,.1f}"
-    add("Validation loss", loss, "{:.3f}", perplexity)
-    add("Training loss", train_loss, "{:.3f}", "of the last step")
-    add("Below uniform", None if loss is None else uniform - loss, "{:.2f}", f"ln(vocabulary) is {uniform:.2f}", "nats")
-    bigram = run.eval("eval/bigram_loss")
-    add(
-        "Below bigram",
-        None if loss is None or bigram is None else bigram - loss,
-        "{:.2f}",
-        "fitted on the same tokens",
-        "nats",
-    )
-    add("Bits per byte", run.eval("eval/bits_per_byte"), "{:.3f}", "of held-out text")
-    add("chrF", run.eval("eval/chrf_beam") or run.eval("eval/chrf_greedy"), "{:.1f}", _chrf_note(run))
+def _quality_tiles(run: RunRecord) -> list[Tile]:
+    """How good the model is; what is not known is left out."""
+    loss, train_loss, bigram = run.eval("eval/loss"), run.last("train/loss"), run.eval("eval/bigram_loss")
+    found = []
+    if loss is not None:
+        found.append(Tile("Validation loss", f"{loss:.3f}", f"perplexity {math.exp(loss):,.1f}" if loss < 50 else ""))
+    if train_loss is not None:
+        found.append(Tile("Training loss", f"{train_loss:.3f}", "of the last step"))
+    if loss is not None and run.config.model.vocab_size:
+        uniform = math.log(run.config.model.vocab_size)
+        found.append(Tile("Below uniform", f"{uniform - loss:.2f}", f"ln(vocabulary) is {uniform:.2f}", "nats"))
+    if loss is not None and bigram is not None:
+        side = "Below" if loss <= bigram else "Above"
+        found.append(Tile(f"{side} bigram", f"{abs(bigram - loss):.2f}", "fitted on the same tokens", "nats"))
+    if (bits := run.eval("eval/bits_per_byte")) is not None:
+        found.append(Tile("Bits per byte", f"{bits:.3f}", "of held-out text"))
+    if (score := run.eval("eval/chrf_beam") or run.eval("eval/chrf_greedy")) is not None:
+        copied = run.eval("eval/chrf_copy")
+        found.append(Tile("chrF", f"{score:.1f}", "" if copied is None else f"copying the source: {copied:.1f}"))
     own, mixed = run.eval("eval/pair_loss"), run.eval("eval/shuffled_source_loss")
-    add("Sources shuffled", None if own is None or mixed is None else mixed - own, "{:+.2f}", "validation loss", "nats")
-    tokens = run.last("train/tokens")
-    if tokens is not None:
+    if own is not None and mixed is not None:
+        found.append(Tile("Sources shuffled", f"{mixed - own:+.2f}", "on the validation loss", "nats"))
+    return found
+
+
+def _work_tiles(run: RunRecord) -> list[Tile]:
+    """What it took."""
+    found = []
+    if (tokens := run.last("train/tokens")) is not None:
         found.append(Tile("Tokens", short(tokens), f"{run.last('train/epoch') or 0:.2f} epochs"))
-    times = [row["perf/step_time_s"] for row in run.rows if "perf/step_time_s" in row]
+    times = [seconds for _, seconds in run.points("perf/step_time_s")]
     if times:
         found.append(Tile("Time in steps", duration(sum(times)), f"{sum(times) / len(times):.2f} s a step"))
     rates = sorted(rate for _, rate in run.points("perf/tokens_per_second") if math.isfinite(rate))
@@ -118,12 +124,7 @@ def _tiles(run: RunRecord) -> Fragment:
         note = "median" if mfu is None else f"median; MFU {100 * mfu:.1f} %"
         found.append(Tile("Tokens per second", short(rates[len(rates) // 2]), note))
     found.append(Tile("Parameters", short(run.num_parameters), f"{run.num_parameters:,}"))
-    return tiles(found)
-
-
-def _chrf_note(run: RunRecord) -> str:
-    copied = run.eval("eval/chrf_copy")
-    return "" if copied is None else f"copying the source: {copied:.1f}"
+    return found
 
 
 def _curves(run: RunRecord) -> Fragment:

@@ -19,7 +19,9 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["launch.rendezvous", "launch.torchrun"])
 
 
-def drive(config: str, environment: Mapping[str, str], error_file: str, terminal: str | None) -> None:
+def drive(
+    config: str, environment: Mapping[str, str], error_file: str, terminal: str | None, node: tuple[int, str] | None
+) -> None:
     """The launcher's process: in a session of its own, on a terminal of its own where one is given."""
     os.environ.clear()
     os.environ.update(environment)
@@ -30,12 +32,16 @@ def drive(config: str, environment: Mapping[str, str], error_file: str, terminal
     os.dup2(os.open(error_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
 
     from launch.cli import exit_code_of
+    from launch.ranks import Nodes
     from launch.torchrun import Launch, run
     from pretrain.config import load_config
     from pretrain.resolve import World
 
+    nodes = Nodes() if node is None else Nodes(2, *node)
+    launch = Launch(World(2, nodes.count), nodes, rank_command=RANK_COMMAND, again="pretrain train AGAIN")
+
     def work() -> None:
-        run(load_config(config), Launch(World(2), rank_command=RANK_COMMAND, again="pretrain train AGAIN"))
+        run(load_config(config), launch)
 
     os._exit(exit_code_of(work))
 
@@ -43,10 +49,18 @@ def drive(config: str, environment: Mapping[str, str], error_file: str, terminal
 class Launcher:
     """A launcher process with two ranks of a mode."""
 
-    def __init__(self, config_file: Path, run_dir: Path, mode: str, errors: Path, terminal: str | None = None):
+    def __init__(
+        self,
+        config_file: Path,
+        run_dir: Path,
+        mode: str,
+        errors: Path,
+        terminal: str | None = None,
+        node: tuple[int, str] | None = None,
+    ):
         self.run_dir, self.errors = run_dir, errors
         environment = {**os.environ, "FAKE_RANK": mode}
-        self.process = _SERVER.Process(target=drive, args=(str(config_file), environment, str(errors), terminal))
+        self.process = _SERVER.Process(target=drive, args=(str(config_file), environment, str(errors), terminal, node))
         self.process.start()
 
     @property

@@ -98,7 +98,7 @@ def test_a_reader_that_left_is_no_error() -> None:
         (["generate", "nowhere", "--prompt", "x"], "nowhere: not the folder of a run"),
         (["train", "nowhere.yaml"], "nowhere.yaml: there is no such config file; shipped ones are"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_command_line_exits_2_with_a_hint(
     arguments: list[str],

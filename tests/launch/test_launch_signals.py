@@ -3,12 +3,14 @@
 import os
 import pty
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pretrain.files import read_json_lines
 from tests.launch.driver import Launcher, is_alive, wait_until
 
 
@@ -16,9 +18,9 @@ from tests.launch.driver import Launcher, is_alive, wait_until
 def start(config_file: Path, tmp_path: Path) -> Iterator[Callable[..., Launcher]]:
     launchers: list[Launcher] = []
 
-    def started(mode: str, terminal: str | None = None) -> Launcher:
+    def started(mode: str, terminal: str | None = None, node: tuple[int, str] | None = None) -> Launcher:
         errors = tmp_path / f"launcher-{len(launchers)}.err"
-        launchers.append(Launcher(config_file, tmp_path / "run", mode, errors, terminal))
+        launchers.append(Launcher(config_file, tmp_path / "run", mode, errors, terminal, node))
         return launchers[-1]
 
     yield started
@@ -126,3 +128,16 @@ def test_a_second_launcher_of_a_run_is_refused_and_a_killed_one_blocks_nobody(st
     first.process.join()
     third = start("ok")
     assert third.end() == (0, "")
+
+
+def test_two_nodes_make_one_world_and_number_the_launch_alike(start: Callable[..., Launcher], tmp_path: Path) -> None:
+    for generation in (1, 2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+        nodes = [start("ok", node=(rank, endpoint)) for rank in (1, 0)]
+        assert [node.end() for node in nodes] == [(0, ""), (0, "")]
+        logs = sorted(path.name for path in (tmp_path / f"run/logs/gen-{generation}").iterdir())
+        assert logs == ["rank-1.log", "rank-2.log", "rank-3.log"]
+    rows = read_json_lines(tmp_path / "run/attempts.jsonl")
+    assert [(row["generation"], row["nodes"], row["ranks"]) for row in rows] == [(1, 2, 4), (2, 2, 4)]

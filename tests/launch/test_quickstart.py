@@ -47,6 +47,25 @@ def test_a_mistake_in_the_layout_is_told_before_data_are_prepared(
     assert not (place / "data").exists() and not (place / "runs").exists()
 
 
+def test_a_tokenizer_is_trained_without_shards(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "tokenizer",
+        "train",
+        "tiny.yaml",
+        "--out",
+        "mine/tokenizer.json",
+        "--backend",
+        "local",
+        "--workers",
+        "1",
+    ]
+    assert main(command) == 0
+    assert "mine/tokenizer.json" in capsys.readouterr().out
+    assert len(json.loads((place / "mine/tokenizer.json").read_text())["model"]["vocab"]) == 300
+    assert main(["prepare", "tiny.yaml", "--backend", "local", "--workers", "1"]) == 0
+    assert (place / "data/tiny/tokenizer.json").read_bytes() == (place / "mine/tokenizer.json").read_bytes()
+
+
 def test_the_quick_start_goes_from_a_corpus_to_a_report_and_a_second_one_reuses_it(
     place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from launch.machine import this_machine
 from launch.ranks import Nodes, RankJob, run_ranks
 from pretrain.checkpoint.format import latest_checkpoint
 from pretrain.config import RESOLVED_NAME, RunConfig, read_resolved, write_resolved
-from pretrain.data.token_shards import Manifest, read_manifest
+from pretrain.data.token_shards import Manifest, check_files, read_manifest
 from pretrain.files import append_json_line, hash_bytes, read_json_lines
 from pretrain.guard.fault_file import read_faults
 from pretrain.metrics.facts import collect_facts, redact
@@ -104,6 +104,7 @@ def check(config: RunConfig, launch: Launch | None = None) -> CheckedRun:
     vocab_size = early.model.vocab_size or manifest.vocab_size
     resolved = resolve(config, machine, launch.world, vocab_size=vocab_size, before=before)
     check_data(Prepared(resolved, manifest))
+    check_files(resolved.data.folder, manifest)
     changes = check_resume(before, resolved, launch.allow_change) if before else []
     check_disk(Disk(resolved, free_bytes(config.run_dir)))
     return CheckedRun(resolved, changes, manifest, machine)

@@ -17,7 +17,8 @@ train: {{steps: 100, global_batch_tokens: 256, micro_batch_sequences: 1, device:
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
-    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train").mkdir(parents=True)
+    (tmp_path / "data/train/0.tokens").write_bytes(bytes(20_000))
     split = SplitRecord((ShardRecord("train/0.tokens", 10_000, 100, 40_000, 20_000, "0" * 32),))
     manifest = Manifest("text", 300, "0" * 32, SpecialTokens(0, 1, 2), {"train": split, "validation": split})
     (tmp_path / "data" / MANIFEST_NAME).write_text(manifest.to_json())

@@ -122,6 +122,15 @@ def test_a_missing_data_folder_exits_3_and_names_the_command_that_makes_it(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_cut_shard_exits_3_and_is_named_before_anything_is_written(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data/train/0.tokens").write_bytes(bytes(19_999))
+    assert main(["train", str(config_file)]) == 3
+    assert "data/train/0.tokens" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_folder_that_cannot_be_written_exits_5_before_ranks_start(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

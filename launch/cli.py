@@ -55,6 +55,9 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
+    # Threads of torch wait asleep. Where others use the cores too, spinning ones take them from each other: three
+    # samples then took 63 s instead of 7. Read when torch is loaded, so it is set here; ranks inherit it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     def work() -> int | None:
         arguments = _parse(sys.argv[1:] if argv is None else argv)

@@ -150,36 +150,28 @@ def evaluation_table(name: str, evaluation: Evaluation) -> Group:
 
 
 def _told(values: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
+    """Rows of label, number and note."""
     loss = values["eval/loss"]
-    yield (
-        "validation loss",
-        f"{loss:.4f}",
-        f"perplexity {values['eval/perplexity']:,.1f}, {values['eval/targets']:,.0f} targets",
-    )
-    yield (
-        "below uniform",
-        f"{values['eval/nats_below_uniform']:.3f} nats",
-        f"ln(vocabulary) is {values['eval/uniform_loss']:.3f}",
-    )
+    note = f"perplexity {values['eval/perplexity']:,.1f}, {values['eval/targets']:,.0f} targets"
+    yield "validation loss", f"{loss:.4f}", note
+    note = f"nats; ln(vocabulary) is {values['eval/uniform_loss']:.4f}"
+    yield "below uniform", f"{values['eval/nats_below_uniform']:.4f}", note
     if "eval/bits_per_byte" in values:
         yield "bits per byte", f"{values['eval/bits_per_byte']:.4f}", ""
     first, late = values[f"eval/loss_first_{FIRST_POSITIONS}"], values["eval/loss_past_middle"]
     if math.isfinite(first) and math.isfinite(late):
-        yield "by position", f"{late:.4f} past the middle", f"{first:.4f} at the first {FIRST_POSITIONS}"
+        yield "past the middle", f"{late:.4f}", f"against {first:.4f} at the first {FIRST_POSITIONS} positions"
     if "eval/bigram_loss" in values:
         bigram = values["eval/bigram_loss"]
-        yield (
-            "bigram baseline",
-            f"{bigram:.4f}",
-            f"the model is {abs(bigram - loss):.3f} nats {'below' if loss <= bigram else 'above'} it",
-        )
+        note = f"the model is {abs(bigram - loss):.4f} nats {'below' if loss <= bigram else 'above'} it"
+        yield "bigram baseline", f"{bigram:.4f}", note
     if "eval/shuffled_source_loss" in values:
         own, mixed = values["eval/pair_loss"], values["eval/shuffled_source_loss"]
-        yield "sources shuffled", f"{mixed:.4f}", f"{mixed - own:+.3f} nats against their own sources"
+        yield "sources shuffled", f"{mixed:.4f}", f"{mixed - own:+.4f} nats against their own"
     if "eval/chrf_greedy" in values:
         beam = f"beam search {values['eval/chrf_beam']:.1f}, " if "eval/chrf_beam" in values else ""
         yield (
             "chrF",
-            f"{values['eval/chrf_greedy']:.1f} greedy",
-            f"{beam}copying the source {values['eval/chrf_copy']:.1f}",
+            f"{values['eval/chrf_greedy']:.1f}",
+            f"greedy; {beam}copying the source {values['eval/chrf_copy']:.1f}",
         )

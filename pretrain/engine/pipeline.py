@@ -14,6 +14,7 @@ from pretrain.data.micro_batch import MicroBatch
 from pretrain.engine.adapters import BalancedPipelineModule, balance, pipeline_layers
 from pretrain.engine.base import EngineBase
 from pretrain.engine.initialize import initialize, quiet
+from pretrain.engine.joint_backward import JointBackwardEngine
 from pretrain.engine.plan import EnginePlan
 from pretrain.engine.state import training_state
 from pretrain.parallel.mesh import ProcessMesh
@@ -28,6 +29,7 @@ class PipelineEngine(EngineBase):
         module = self._build_stage()
         parameters = list(module.parameters())
         self._engine = initialize(model=module, optimizer=plan.build_optimizer(parameters), config=plan.deepspeed)
+        self._engine.__class__ = JointBackwardEngine
         self._state = training_state(plan.zero_stage, parameters, self._engine.optimizer, mesh)
 
     def _build_stage(self) -> BalancedPipelineModule:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from pretrain.data.settings import DataSettings, PrepareSettings
 from pretrain.data.token_shards import MANIFEST_NAME, SPLITS, TOKEN_BYTES_NAME, TOKENIZER_NAME, Manifest, read_manifest
-from pretrain.errors import DataError
+from pretrain.errors import DataError, StorageError
 from pretrain.files import hash_file, path_within, told_as_storage_error, write_atomically
 
 SETTINGS_NAME, RECORDS_NAME, CORPUS_NAME, LOCK_NAME = "prepare.json", "records", "corpus", ".lock"
@@ -128,7 +128,10 @@ def claim(folder: Path, prepare: PrepareSettings) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Keeps a second preparation out of the folder. Raises DataError where one is at work, StorageError."""
     with told_as_storage_error(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # as in /proc, which takes no new names
+            raise StorageError(f"{folder}: no folder can be made there; name another place in data.dir") from None
         handle = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:

@@ -64,17 +64,19 @@ def train(arguments: Namespace) -> None:
 
 def evaluate(arguments: Namespace) -> None:
     """`pretrain evaluate`."""
+    run_dir = run_folder(arguments.run)
     from pretrain.evaluate import evaluate
 
-    evaluate(run_folder(arguments.run), console())
+    evaluate(run_dir, console())
 
 
 def generate(arguments: Namespace) -> None:
     """`pretrain generate`."""
+    run_dir = run_folder(arguments.run)
     from pretrain.generate import generate
 
     generate(
-        run_folder(arguments.run),
+        run_dir,
         arguments.prompt,
         max_tokens=arguments.max_tokens,
         temperature=arguments.temperature,
@@ -87,9 +89,10 @@ def generate(arguments: Namespace) -> None:
 
 def report(arguments: Namespace) -> None:
     """`pretrain report`."""
+    run_dir = run_folder(arguments.run)
     from pretrain.metrics.report import write_report
 
-    print(shown(write_report(run_folder(arguments.run))))
+    print(shown(write_report(run_dir)))
 
 
 def list_checkpoints(arguments: Namespace) -> None:

@@ -28,6 +28,10 @@ _ERRORS = {
     for kind in (CheckFailed, ConfigError, DataError, CheckpointError, StorageError, RankFault, Preempted, Interrupted)
 }
 _GRACEFUL = (Preempted.exit_code, Interrupted.exit_code)
+_OF_USERS = {ConfigError.exit_code: "config", DataError.exit_code: "data", CheckpointError.exit_code: "checkpoint"} | {
+    StorageError.exit_code: "disk full, or a folder that cannot be written"
+}
+"""Exit codes that name a user's mistake or a resource, and what they mean where a rank could not write its message."""
 _OF_PEERS = (-signal.SIGTERM, -signal.SIGABRT)
 """Ways to end that a peer's death causes: the agent's stop, and a library that aborts a collective."""
 
@@ -69,7 +73,7 @@ def _order(code: int, fault: Fault | None) -> int:
     """Where an end stands in the search for the cause, the likeliest cause first."""
     if code < 0:
         return 3 if code in _OF_PEERS else 0
-    if fault is not None and fault.exit_code not in (RankFault.exit_code, *_GRACEFUL):
+    if (fault.exit_code if fault is not None else code) in _OF_USERS:
         return 1
     return 2
 
@@ -88,6 +92,9 @@ def _from_exit(rank: int, ended: Ended, run_dir: Path, again: str) -> PretrainEr
     code = ended.exits[rank]
     if code == -signal.SIGTERM and signal.SIGTERM in ended.forwarded:
         return Preempted(f"SIGTERM came before the ranks could save\ncontinue: {again}")
+    if code in _OF_USERS:
+        told = f"rank {rank} ended with exit code {code} ({_OF_USERS[code]}) and could not write why"
+        return _ERRORS[code](f"{told}{_log(rank, ended.generation, run_dir)}\ncontinue: {again}")
     if code < 0:
         hint = _HINTS.get(signal.Signals(-code))
         cause = f"was killed by {signal.Signals(-code).name}" + (f" ({hint})" if hint else "")

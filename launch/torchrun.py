@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +17,16 @@ from launch.endings import error_of
 from launch.lock import only_launcher
 from launch.machine import this_machine
 from launch.ranks import Nodes, RankJob, run_ranks
-from pretrain.checkpoint.format import latest_checkpoint
+from pretrain.checkpoint.format import (
+    DamagedFile,
+    check_same_model,
+    latest_checkpoint,
+    read_marker,
+    read_metadata,
+)
 from pretrain.config import RESOLVED_NAME, RunConfig, read_resolved, write_resolved
-from pretrain.data.token_shards import Manifest, check_files, read_manifest
+from pretrain.data.folder_check import check_files
+from pretrain.data.token_shards import Manifest, read_manifest
 from pretrain.files import append_json_line, hash_bytes, read_json_lines
 from pretrain.guard.fault_file import read_faults
 from pretrain.metrics.facts import collect_facts, redact
@@ -94,6 +101,15 @@ def run(config: RunConfig, launch: Launch | None = None) -> Trained:
     return Trained(checked.config, by_this_launch=True)
 
 
+def _check_checkpoint(config: RunConfig) -> None:
+    """Raises CheckpointError where the run's newest checkpoint is of another model; a damaged one is left to the ranks."""
+    newest = latest_checkpoint(config.run_dir)
+    if newest is None:
+        return
+    with suppress(DamagedFile):
+        check_same_model(read_metadata(newest, read_marker(newest)), config.model.model_dump(mode="json"))
+
+
 def check(config: RunConfig, launch: Launch | None = None) -> CheckedRun:
     """Fills in `auto` and judges every rule; writes nothing. Raises the error of the first stage that does not hold."""
     launch = launch or Launch()
@@ -105,6 +121,7 @@ def check(config: RunConfig, launch: Launch | None = None) -> CheckedRun:
     resolved = resolve(config, machine, launch.world, vocab_size=vocab_size, before=before)
     check_data(Prepared(resolved, manifest))
     check_files(resolved.data.folder, manifest)
+    _check_checkpoint(resolved)
     changes = check_resume(before, resolved, launch.allow_change) if before else []
     check_disk(Disk(resolved, free_bytes(config.run_dir)))
     return CheckedRun(resolved, changes, manifest, machine)

@@ -258,7 +258,7 @@ CONFIG_RULES: tuple[Rule[RunConfig], ...] = (
         lambda c: c.schedule.warmup_steps >= c.train.steps,
         lambda c: (
             f"schedule.warmup_steps={c.schedule.warmup_steps} must be below train.steps={c.train.steps}, or the "
-            f"learning rate never reaches its peak; use {c.train.steps // 10} (a tenth)"
+            f"learning rate never reaches its peak; use {c.train.steps // 10}, a tenth of the steps"
         ),
     ),
     Rule(

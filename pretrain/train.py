@@ -19,8 +19,15 @@ from typing import Any
 
 import torch
 
-from pretrain.checkpoint.format import CheckpointRef, Metadata, RunState, changes_of_launch, committed_checkpoints
-from pretrain.checkpoint.load import check_same_model, find_checkpoint, read_run_state, restore, verify_together
+from pretrain.checkpoint.format import (
+    CheckpointRef,
+    Metadata,
+    RunState,
+    changes_of_launch,
+    check_same_model,
+    committed_checkpoints,
+)
+from pretrain.checkpoint.load import find_checkpoint, read_run_state, restore, verify_together
 from pretrain.checkpoint.prune import prune
 from pretrain.checkpoint.save import save
 from pretrain.config import RunConfig, read_resolved

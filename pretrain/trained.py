@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from pretrain.checkpoint.format import CheckpointRef
-from pretrain.checkpoint.load import check_same_model, find_checkpoint, load_weights, read_run_state
+from pretrain.checkpoint.format import CheckpointRef, check_same_model
+from pretrain.checkpoint.load import find_checkpoint, load_weights, read_run_state
 from pretrain.config import RunConfig, read_resolved
 from pretrain.data.tokenizer import Tokenizer, load_tokenizer
 from pretrain.errors import CheckpointError

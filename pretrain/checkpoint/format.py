@@ -17,6 +17,7 @@ other layout can read it. Not taken: torch's distributed checkpoint (pickled met
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -38,6 +39,10 @@ _GENERATION_FOLDER = re.compile(r"gen-([1-9]\d*)")
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Content = TypeVar("Content", bound=BaseModel)
+
+
+_NOT_THE_MODEL = frozenset({"dropout", "attention_dropout", "initialization"})
+"""Model settings that may change between save and load: they shape neither the parameters nor the function."""
 
 
 class DamagedFile(CheckpointError):
@@ -195,6 +200,21 @@ def committed_checkpoints(run_dir: Path) -> list[CheckpointRef]:
 def latest_checkpoint(run_dir: Path) -> CheckpointRef | None:
     """The newest committed checkpoint of a run, not verified; None where there is none."""
     return next(iter(committed_checkpoints(run_dir)), None)
+
+
+def check_same_model(metadata: Metadata, model: Mapping[str, Any]) -> None:
+    """Raises CheckpointError, naming the settings that differ, where a checkpoint is of another model than a config's."""
+    saved = metadata.state.model
+    different = [
+        f"model.{name} was {saved.get(name)!r} and is {model.get(name)!r}"
+        for name in sorted({*saved, *model} - _NOT_THE_MODEL)
+        if saved.get(name) != model.get(name)
+    ]
+    if different:
+        raise CheckpointError(
+            f"the checkpoint of step {metadata.step} is of another model: {'; '.join(different)}. "
+            "Give the config its model back, or start a new run under another name"
+        )
 
 
 def encode_marker(marker: Marker) -> bytes:

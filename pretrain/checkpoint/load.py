@@ -9,7 +9,7 @@ whole at a time.
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -39,8 +39,6 @@ from pretrain.parallel.shard import Shard
 Report = Callable[[CheckpointRef, list[str]], None]
 """Receives a damaged checkpoint and what is wrong with it."""
 
-_NOT_THE_MODEL = frozenset({"dropout", "attention_dropout", "initialization"})
-"""Model settings that may change between save and load: they shape neither the parameters nor the function."""
 _OPEN_FILES = 32
 
 
@@ -107,21 +105,6 @@ def load_weights(ref: CheckpointRef) -> dict[str, torch.Tensor]:
 def read_run_state(ref: CheckpointRef) -> Metadata:
     """What the run was when it was saved. Raises CheckpointError where that file is damaged."""
     return read_metadata(ref, read_marker(ref))
-
-
-def check_same_model(metadata: Metadata, model: Mapping[str, Any]) -> None:
-    """Raises CheckpointError, naming the settings that differ, where a checkpoint is of another model than a config's."""
-    saved = metadata.state.model
-    different = [
-        f"model.{name} was {saved.get(name)!r} and is {model.get(name)!r}"
-        for name in sorted({*saved, *model} - _NOT_THE_MODEL)
-        if saved.get(name) != model.get(name)
-    ]
-    if different:
-        raise CheckpointError(
-            f"the checkpoint of step {metadata.step} is of another model: {'; '.join(different)}. "
-            "Give the config its model back, or start a new run under another name"
-        )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ Arrow or Parquet (a decode and a copy for each read). No torch here: preparation
 """
 
 import mmap
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ from pretrain.data.manifest import SplitRecord as SplitRecord
 from pretrain.data.manifest import read_manifest as read_manifest
 from pretrain.data.manifest import read_token_bytes as read_token_bytes
 from pretrain.data.manifest import token_dtype as token_dtype
-from pretrain.errors import DataError, StorageError
+from pretrain.errors import DataError
 from pretrain.files import hash_bytes, path_within, told_as_storage_error, write_atomically
 
 Verify = Literal["read", "open", "never"]
@@ -205,7 +204,7 @@ class TokenShard:
         tail = self.layout.file_bytes - _FOOTER_TAIL.size
         source, tokenizer, config, footer_hash, magic = _FOOTER_TAIL.unpack_from(self._view, tail)
         if magic != _END_MAGIC or footer_hash != _footer_hash(self._view, self.layout):
-            raise _damaged(path, "the footer does not match its checksum")
+            raise damaged_shard(path, "the footer does not match its checksum")
         self.origin = Origin(source.hex(), tokenizer.hex(), config.hex())
         self._verify = verify
         self.verified = bytearray(self.layout.blocks) if verified is None else verified
@@ -262,21 +261,21 @@ class TokenShard:
             if self.verified[block]:
                 continue
             if _block_hash(self._view, self.layout, block) != int(self._hashes[block]):
-                raise _damaged(self.path, f"block {block} (bytes {block * size:,} on) does not match its checksum")
+                raise damaged_shard(self.path, f"block {block} (bytes {block * size:,} on) does not match its checksum")
             self.verified[block] = 1
 
     def _read_layout(self) -> _Layout:
         size = len(self._view)
         if size < _HEADER.size:
-            raise _damaged(self.path, f"it is cut off at {size} bytes")
+            raise damaged_shard(self.path, f"it is cut off at {size} bytes")
         magic, version, token_bytes, block_bytes, tokens, documents, flags = _HEADER.unpack_from(self._view, 0)
         if magic != _MAGIC or version != _VERSION:
-            raise _damaged(self.path, "it is no token shard of this version")
+            raise damaged_shard(self.path, "it is no token shard of this version")
         if token_bytes not in (2, 4) or block_bytes < 1 or max(tokens, documents) > size or flags > _PAIRS:
-            raise _damaged(self.path, "its header is not valid")
+            raise damaged_shard(self.path, "its header is not valid")
         layout = _Layout(token_bytes, block_bytes, tokens, documents, bool(flags & _PAIRS))
         if size != layout.file_bytes:
-            raise _damaged(self.path, f"it has {size:,} bytes, its header says {layout.file_bytes:,}")
+            raise damaged_shard(self.path, f"it has {size:,} bytes, its header says {layout.file_bytes:,}")
         return layout
 
     def _array(self, dtype: str, offset: int, count: int) -> np.ndarray:
@@ -289,34 +288,20 @@ def _map(path: Path) -> tuple[mmap.mmap | bytes, memoryview]:
             empty = file.seek(0, 2) == 0
             content = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise _missing(path) from None
+        raise missing_shard(path) from None
     return content, memoryview(content)
 
 
-def _missing(path: Path) -> DataError:
+def missing_shard(path: Path) -> DataError:
+    """What is told of a shard that is not there."""
     return DataError(f"{path}: not found; `pretrain prepare` with the same config rebuilds this shard alone")
 
 
-def _damaged(path: Path, what: str) -> DataError:
+def damaged_shard(path: Path, what: str) -> DataError:
+    """What is told of a damaged shard."""
     return DataError(
         f"{path}: damaged token shard: {what}; delete this file and run `pretrain prepare` again, it rebuilds this shard alone"
     )
-
-
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Finds shards that are missing, cut or unreadable by their names and sizes alone: for a look before ranks start.
-
-    Raises DataError, StorageError.
-    """
-    for split in SPLITS:
-        for record in manifest.splits[split].shards:
-            path = path_within(folder, record.file)
-            if not path.exists():
-                raise _missing(path)
-            if path.stat().st_size != record.file_bytes:
-                raise _damaged(path, f"it has {path.stat().st_size:,} bytes, the manifest says {record.file_bytes:,}")
-            if not os.access(path, os.R_OK):
-                raise StorageError(f"{path}: permission denied: make it readable by this user")
 
 
 class TokenShards:
@@ -435,7 +420,7 @@ class TokenShards:
             )
         found = (shard.layout.tokens, shard.layout.documents)
         if found != (record.tokens, record.documents):
-            raise _damaged(
+            raise damaged_shard(
                 shard.path,
                 f"{found[0]} tokens, {found[1]} documents where the manifest lists {record.tokens}, {record.documents}",
             )

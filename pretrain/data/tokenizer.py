@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Encoder
 
+from pretrain.data.folder_check import check_tokenizer
 from pretrain.data.token_shards import TOKENIZER_NAME, Manifest, SpecialTokens, read_manifest
 from pretrain.errors import DataError
-from pretrain.files import hash_bytes, told_as_storage_error
 
 
 class Tokenizer:
@@ -40,16 +40,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     manifest = read_manifest(folder)
     path = Path(folder) / TOKENIZER_NAME
-    try:
-        with told_as_storage_error(path):
-            content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: not found; run `pretrain prepare` again to rebuild it") from None
-    if hash_bytes(content) != manifest.tokenizer_hash:
-        raise DataError(
-            f"{path}: this is not the tokenizer that the token shards were made with (hash {hash_bytes(content)}, the "
-            f"manifest says {manifest.tokenizer_hash}); put the original file back, or delete the folder and prepare again"
-        )
+    content = check_tokenizer(Path(folder), manifest)
     try:
         encoder = Encoder.from_buffer(content)
     except Exception as error:  # the library raises plain Exception

@@ -9,6 +9,7 @@ A rank that ended in good order before the run's end (preempted, Ctrl-C) exits 0
 write are not stopped; the launcher takes the code from the file. Without a launcher the process itself has the code.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -55,7 +56,9 @@ def write_fault(run_dir: Path, generation: int, rank: int, error: BaseException)
     try:
         write_atomically(fault_path(run_dir, generation, rank), json.dumps(asdict(fault)) + "\n")
     except (StorageError, OSError):
-        print(f"rank {rank}: {fault.kind}: {fault.message}", file=sys.stderr)
+        # The log may lie on the same full disk.
+        with contextlib.suppress(OSError):
+            print(f"rank {rank}: {fault.kind}: {fault.message}", file=sys.stderr, flush=True)
     return fault
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.checkpoint.format import CheckpointRef, Marker, encode_marker, read_index, read_marker
-from pretrain.checkpoint.load import check_same_model, find_checkpoint, load_weights, read_run_state, restore
+from pretrain.checkpoint.format import CheckpointRef, Marker, check_same_model, encode_marker, read_index, read_marker
+from pretrain.checkpoint.load import find_checkpoint, load_weights, read_run_state, restore
 from pretrain.checkpoint.save import save
 from pretrain.checkpoint.verify import verify
 from pretrain.errors import CheckpointError

@@ -7,6 +7,7 @@ import numpy as np
 
 from pretrain.data.token_shards import (
     MANIFEST_NAME,
+    TOKENIZER_NAME,
     Manifest,
     Origin,
     ShardRecord,
@@ -16,10 +17,13 @@ from pretrain.data.token_shards import (
     token_dtype,
     write_shard,
 )
+from pretrain.files import hash_bytes
 
 SPECIAL = SpecialTokens(end_of_text=0, target=1, padding=2)
 FIRST_TEXT_TOKEN = 3
-TOKENIZER_HASH = "11" * 16
+TOKENIZER = b"{}"
+"""Content of tokenizer.json: these folders are never decoded."""
+TOKENIZER_HASH = hash_bytes(TOKENIZER)
 ORIGIN = Origin(source="22" * 16, tokenizer=TOKENIZER_HASH, config="33" * 16)
 
 Documents = Sequence[Sequence[int]]
@@ -67,6 +71,7 @@ def write_folder(
         splits[split] = SplitRecord(tuple(records))
     manifest = Manifest("pairs" if kind == "pairs" else "text", vocab_size, TOKENIZER_HASH, SPECIAL, splits)
     (folder / MANIFEST_NAME).write_text(manifest.to_json())
+    (folder / TOKENIZER_NAME).write_bytes(TOKENIZER)
     return manifest
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pretrain.data.folder_check import check_files
 from pretrain.data.token_shards import (
     MANIFEST_NAME,
     Origin,
     TokenShard,
     TokenShards,
-    check_files,
     read_manifest,
     read_token_bytes,
     token_dtype,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.token_shards import MANIFEST_NAME, Manifest, ShardRecord, SpecialTokens, SplitRecord
+from tests.data.folders import text_documents, write_folder
 
 SMALL = """
 name: small
@@ -17,11 +17,8 @@ train: {{steps: 100, global_batch_tokens: 256, micro_batch_sequences: 1, device:
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
-    (tmp_path / "data/train").mkdir(parents=True)
-    (tmp_path / "data/train/0.tokens").write_bytes(bytes(20_000))
-    split = SplitRecord((ShardRecord("train/0.tokens", 10_000, 100, 40_000, 20_000, "0" * 32),))
-    manifest = Manifest("text", 300, "0" * 32, SpecialTokens(0, 1, 2), {"train": split, "validation": split})
-    (tmp_path / "data" / MANIFEST_NAME).write_text(manifest.to_json())
+    folder = tmp_path / "data"
+    write_folder(folder, text_documents(500, 1, vocab_size=300), text_documents(500, 2, vocab_size=300), vocab_size=300)
     file = tmp_path / "small.yaml"
     file.write_text(SMALL.format(folder=tmp_path))
     return file

@@ -6,9 +6,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from launch import torchrun
 from launch.cli import build_parser, exit_code_of, main
 from pretrain import errors
 from pretrain.checkpoint.format import CheckpointRef
@@ -125,9 +127,21 @@ def test_a_missing_data_folder_exits_3_and_names_the_command_that_makes_it(
 def test_a_cut_shard_exits_3_and_is_named_before_anything_is_written(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "data/train/0.tokens").write_bytes(bytes(19_999))
+    (tmp_path / "data/train/000000.tokens").write_bytes(bytes(19_999))
     assert main(["train", str(config_file)]) == 3
-    assert "data/train/0.tokens" in capsys.readouterr().err
+    assert "data/train/000000.tokens" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_model_exits_4_before_anything_is_written(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = SimpleNamespace(step=5, state=SimpleNamespace(model={"d_model": 32}))
+    monkeypatch.setattr(torchrun, "latest_checkpoint", lambda run_dir: CheckpointRef.at(run_dir, 5, 1))
+    monkeypatch.setattr(torchrun, "read_marker", lambda ref: None)
+    monkeypatch.setattr(torchrun, "read_metadata", lambda ref, marker: saved)
+    assert main(["train", str(config_file), "--allow-change", "model"]) == 4
+    assert "model.d_model was 32 and is 64" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

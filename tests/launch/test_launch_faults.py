@@ -101,6 +101,12 @@ def test_a_rank_that_leaves_no_word_is_told_with_its_exit_code(launch) -> None:
     assert "rank 1 ended with exit code 9 and left no word" in err
 
 
+def test_a_rank_that_could_not_write_its_word_keeps_the_code_of_a_full_disk(launch) -> None:
+    code, _, err = launch("exit:5")
+    assert code == 5
+    assert "rank 1 ended with exit code 5 (disk full, or a folder that cannot be written)" in err
+
+
 def test_a_peer_that_hears_no_signal_is_killed_after_its_grace(
     launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

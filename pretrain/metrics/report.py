@@ -62,7 +62,7 @@ def _lead(run: RunRecord) -> Fragment:
     tokens = run.last("train/tokens")
     return join(
         [
-            f"A {kind} of ",
+            f"{'An' if kind[0] in 'aeiou' else 'A'} {kind} of ",
             element("strong", f"{short(run.num_parameters)} parameters"),
             f" after {run.last_step:,} of {train.steps:,} steps",
             "" if tokens is None else f" and {short(tokens)} tokens",

@@ -58,11 +58,11 @@ def render(run: RunRecord) -> str:
 
 def _lead(run: RunRecord) -> Fragment:
     model, train = run.config.model, run.config.train
-    kind = "decoder" if model.architecture == "decoder" else "encoder-decoder"
+    kind = "A decoder" if model.architecture == "decoder" else "An encoder-decoder"
     tokens = run.last("train/tokens")
     return join(
         [
-            f"{'An' if kind[0] in 'aeiou' else 'A'} {kind} of ",
+            f"{kind} of ",
             element("strong", f"{short(run.num_parameters)} parameters"),
             f" after {run.last_step:,} of {train.steps:,} steps",
             "" if tokens is None else f" and {short(tokens)} tokens",

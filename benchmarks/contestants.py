@@ -16,6 +16,7 @@ from pretrain.model.layers import LayerStack, build_layers
 from pretrain.model.settings import ModelSettings
 from pretrain.optim.settings import ScheduleSettings
 from pretrain.parallel.mesh import ProcessMesh
+from pretrain.parallel.sequence import ModelMesh
 from pretrain.parallel.settings import LayoutSettings
 
 Precision = Literal["fp32", "bf16"]
@@ -81,7 +82,7 @@ def engine_step(config: RunConfig, device: torch.device) -> Step:
 def layers_step(config: RunConfig, device: torch.device) -> Step:
     """The plain loop on the same layers with the same initial weights."""
     with device:
-        stack = LayerStack(build_layers(config.model, ProcessMesh.single().model, seed=config.run.seed))
+        stack = LayerStack(build_layers(config.model, ModelMesh(), seed=config.run.seed))
     loop = PlainLoop(stack, lambda batch: stack(batch.inputs), config.optimizer, _precision(config))
     return lambda batch: loop.step([_moved(part, device) for part in batch])
 
@@ -103,5 +104,5 @@ def _moved(batch: MicroBatch, device: torch.device) -> MicroBatch:
 
 
 def _precision(config: RunConfig) -> Precision:
-    assert config.train.precision != "auto"
+    assert config.train.precision in ("fp32", "bf16")
     return config.train.precision

@@ -90,7 +90,8 @@ class RunConfig(Settings):
         """The grid of ranks. Only a resolved config has one."""
         pp, dp = self.layout.pp, self.layout.dp
         assert not isinstance(pp, str) and not isinstance(dp, str), "the layout is not resolved yet"
-        return ParallelLayout(pp=pp, dp=dp, tp=self.layout.tp)
+        layout = self.layout
+        return ParallelLayout(pp=pp, dp=dp, tp=layout.tp, ring=layout.ring, ulysses=layout.ulysses, ep=layout.ep)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

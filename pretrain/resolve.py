@@ -84,10 +84,19 @@ def resolve(
             "run": config.run.model_copy(update={"dir": absolute(config.run_dir)}),
             "data": config.data.model_copy(update={"dir": absolute(config.data_dir)}),
             "model": config.model.model_copy(update={"vocab_size": model_vocab}),
-            "layout": config.layout.model_copy(update=layout),
+            "layout": config.layout.model_copy(
+                update=layout | {"sequence_parallel": _sequence_parallel(config, layout["pp"])}
+            ),
             "train": config.train.model_copy(update={"device": device, "precision": precision}),
         }
     )
+
+
+def _sequence_parallel(config: RunConfig, pp: int) -> str:
+    """`auto` is enabled where tensor ranks would each send the whole stream to the next stage."""
+    if config.layout.sequence_parallel != "auto":
+        return config.layout.sequence_parallel
+    return "enabled" if config.layout.tp > 1 and pp > 1 else "disabled"
 
 
 def _stored_layout(
@@ -103,6 +112,8 @@ def _stored_layout(
             (config.layout.pp, stored.pp),
             (config.layout.dp, stored.dp),
             (config.layout.tp, stored.tp),
+            (config.layout.ring, stored.ring),
+            (config.layout.ulysses, stored.ulysses),
         )
     )
     fits = world.ranks in (None, stored.world_size) and (gpus is None or stored.world_size <= gpus)
@@ -114,7 +125,7 @@ def _pipe_size(config: RunConfig, world: World, slots: int) -> int:
     if config.layout.pp != "auto":
         return config.layout.pp
     copies = 1 if config.layout.dp == "auto" else config.layout.dp
-    needed = 2 * config.layout.tp * copies
+    needed = 2 * config.layout.tp * config.layout.ring * config.layout.ulysses * copies
     ranks = world.ranks
     room = slots >= needed if ranks is None else ranks % needed == 0
     return 2 if room and config.layout.zero_stage == 1 and pipeline_layers(config.model) >= 2 else 1
@@ -125,11 +136,12 @@ def _data_size(config: RunConfig, world: World, pp: int, slots: int) -> int:
     divides into, so that a machine with an awkward number of GPUs still runs."""
     if config.layout.dp != "auto":
         return config.layout.dp
-    rest = config.layout.tp * pp
+    rest = config.layout.tp * config.layout.ring * config.layout.ulysses * pp
     if world.ranks is not None:
         if world.ranks % rest:
             raise ConfigError(
-                f"--nproc: {world.ranks} ranks cannot be divided by layout.tp={config.layout.tp} x layout.pp={pp}; "
+                f"--nproc: {world.ranks} ranks cannot be divided by layout.tp={config.layout.tp} x layout.pp={pp} x layout.ring="
+                f"{config.layout.ring} x layout.ulysses={config.layout.ulysses}; "
                 f"use a multiple of {rest}"
             )
         return world.ranks // rest

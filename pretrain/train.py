@@ -164,8 +164,8 @@ def build(launch: Launch, mesh: ProcessMesh, start: Start | None, stop: StopSign
     load_s = time.monotonic() - begin
     rows = {
         "micro_batch_sequences": config.train.micro_batch_sequences,
-        "data_rank": mesh.data.rank,
-        "data_size": mesh.data.size,
+        "data_rank": mesh.batch.rank,
+        "data_size": mesh.batch.size,
     }
     validation = validation_batches(config.data, sequences=config.evaluation.sequences, **rows)
     batches = training_batches(
@@ -400,8 +400,8 @@ def _target_bytes(launch: Launch, batches: Sequence[MicroBatch], mesh: ProcessMe
     """Bytes of text that the validation targets of all data ranks stand for; every rank calls it."""
     token_bytes = torch.from_numpy(read_token_bytes(launch.config.data.folder, launch.manifest).astype("int64"))
     mine = sum(int(token_bytes[batch.labels[batch.labels != IGNORED]].sum()) for batch in batches)
-    # Ranks that differ in the pipe or model coordinate alone hold the same rows.
-    return round(world_sum([float(mine)], mesh)[0] / (mesh.pipe.size * mesh.model.size))
+    # Ranks that differ in any other coordinate than that of the batch read the same rows.
+    return round(world_sum([float(mine)], mesh)[0] * mesh.batch.size / mesh.layout.world_size)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pretrain.data.tokenizer import Tokenizer, load_tokenizer
 from pretrain.errors import CheckpointError
 from pretrain.model.layers import LayerStack, build_layers
 from pretrain.parallel.mesh import ProcessMesh
+from pretrain.parallel.sequence import ModelMesh
 
 Tell = Callable[[str], None]
 
@@ -81,7 +82,7 @@ def _filled_stack(config: RunConfig, ref: CheckpointRef) -> LayerStack:
     mesh = ProcessMesh.single()
     weights = load_weights(ref)
     with torch.device("meta"):
-        stack = LayerStack(build_layers(config.model, mesh.model, seed=config.run.seed))
+        stack = LayerStack(build_layers(config.model, ModelMesh.of(mesh), seed=config.run.seed))
     own = {name: parameter.shape for name, parameter in stack.named_parameters()}
     missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or surplus:

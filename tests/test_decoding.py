@@ -20,7 +20,7 @@ from pretrain.decoding import (
 from pretrain.model.carry import Carry
 from pretrain.model.layers import LayerStack, build_layers
 from pretrain.model.settings import ModelSettings
-from pretrain.parallel.mesh import ProcessMesh
+from pretrain.parallel.sequence import ModelMesh
 
 STOP, START, A, B = 0, 1, 2, 3
 VOCABULARY = Vocabulary(stop=STOP, banned=(START,), padding=START)
@@ -184,7 +184,7 @@ ENCODER_DECODER = ModelSettings(
 
 
 def stack_of(settings: ModelSettings) -> LayerStack:
-    return LayerStack(build_layers(settings, ProcessMesh.single().model, seed=3)).eval()
+    return LayerStack(build_layers(settings, ModelMesh(), seed=3)).eval()
 
 
 @torch.inference_mode()

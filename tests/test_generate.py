@@ -15,7 +15,7 @@ from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.files import read_json_lines
 from pretrain.generate import TextStream, generate, write_samples
 from pretrain.model.layers import LayerStack, build_layers
-from pretrain.parallel.mesh import ProcessMesh
+from pretrain.parallel.sequence import ModelMesh
 from tests.trained_runs import CYCLE, DICTIONARY, copy_of, save_stack, trained_run
 
 
@@ -154,7 +154,7 @@ def test_a_run_without_a_checkpoint_is_refused_with_the_fix(counting: Path) -> N
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(counting: Path) -> None:
     config = read_resolved(counting)
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(counting)})})
-    save_stack(config, LayerStack(build_layers(config.model, ProcessMesh.single().model, seed=1)), 90)
+    save_stack(config, LayerStack(build_layers(config.model, ModelMesh(), seed=1)), 90)
     newest = latest_checkpoint(counting)
     assert newest is not None and newest.step == 90
     tensors = next(newest.path.glob("*.safetensors"))
@@ -172,7 +172,7 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(counting: Path) -> None:
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(counting)})})
     save_stack(
         config,
-        LayerStack(build_layers(config.model, ProcessMesh.single().model, seed=1)),
+        LayerStack(build_layers(config.model, ModelMesh(), seed=1)),
         90,
         tokenizer_hash="ab" * 16,
     )

@@ -173,8 +173,8 @@ def test_differences_see_through_the_file(load: Callable[..., RunConfig], tmp_pa
 )
 def test_pipeline_layers_are_those_that_the_model_builds(settings: dict[str, object], layers: int) -> None:
     from pretrain.model.layers import build_layers
-    from pretrain.parallel.mesh import ProcessMesh
+    from pretrain.parallel.sequence import ModelMesh
 
     model = ModelSettings(d_model=16, num_layers=2, num_heads=2, d_ff=16, vocab_size=16, **settings)  # pyright: ignore
-    specs = build_layers(model, ProcessMesh.single().model, seed=1)
+    specs = build_layers(model, ModelMesh(), seed=1)
     assert len(specs) == pipeline_layers(model) == layers

@@ -31,6 +31,7 @@ from pretrain.engine.protocol import Engine, Fragment
 from pretrain.files import append_json_line
 from pretrain.model.layers import LayerStack, build_layers
 from pretrain.parallel.mesh import ProcessMesh
+from pretrain.parallel.sequence import ModelMesh
 from pretrain.parallel.shard import shard_of
 
 Task = Literal["counting", "translating"]
@@ -62,7 +63,7 @@ def trained_run(task: Task) -> Path:
     config = _config(task, root)
     write_resolved(config, config.run_dir)
     append_json_line(config.run_dir / ATTEMPTS, {"generation": 1})
-    stack = LayerStack(build_layers(config.model, ProcessMesh.single().model, seed=config.run.seed))
+    stack = LayerStack(build_layers(config.model, ModelMesh(), seed=config.run.seed))
     _train(config, stack)
     save_stack(config, stack, STEPS[task])
     return config.run_dir

@@ -23,13 +23,13 @@ Names = tuple[str, ...]
 
 
 def _run(layer: Any, names_in: Names, names_out: Names, tensors: tuple[torch.Tensor, ...]) -> Any:
-    """Applies a layer of carries to what DeepSpeed passes: a tuple in sending order; the last layer gives the logits."""
+    """Applies a layer of carries to what DeepSpeed passes: a tuple in sending order."""
     carry: Carry = layer(dict(zip(names_in, tensors, strict=True)))
-    return carry["logits"] if names_out == ("logits",) else tuple(carry[name] for name in names_out)
+    return tuple(carry[name] for name in names_out)
 
 
 class PipelineLayer(nn.Module):
-    """One layer of the list as DeepSpeed's pipeline calls it: tuple in, tuple (or logits) out."""
+    """One layer of the list as DeepSpeed's pipeline calls it: tuple in, tuple out."""
 
     def __init__(self, spec: LayerSpec, names_in: Names, names_out: Names) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from pretrain.model.layers import build_layers, count_parameters, input_fields
 from pretrain.optim.optimizers import build_adamw
 from pretrain.optim.schedules import build_schedule
 from pretrain.parallel.mesh import ProcessMesh
+from pretrain.parallel.sequence import ModelMesh, SplitStream, WholeStream
 
 
 def build_engine(config: RunConfig, mesh: ProcessMesh, total_steps: int) -> Engine:
@@ -31,7 +32,7 @@ def plan_engine(config: RunConfig, mesh: ProcessMesh, total_steps: int) -> Engin
     """What the engine is built from; no DeepSpeed yet."""
     model, train = config.model, config.train
     assert model.vocab_size is not None
-    specs = build_layers(model, mesh.model, seed=config.run.seed)
+    specs = build_layers(model, _model_mesh(config, mesh), seed=config.run.seed)
     sequences_per_rank = config.global_batch_sequences // mesh.layout.dp
     return EnginePlan(
         specs=specs,
@@ -52,3 +53,9 @@ def plan_engine(config: RunConfig, mesh: ProcessMesh, total_steps: int) -> Engin
             config.schedule, peak_lr=config.optimizer.peak_lr, total_steps=total_steps, d_model=model.d_model
         ),
     )
+
+
+def _model_mesh(config: RunConfig, mesh: ProcessMesh) -> ModelMesh:
+    """What the layers see of the layout."""
+    assert config.layout.sequence_parallel != "auto", "the config is not resolved"
+    return ModelMesh.of(mesh, SplitStream if config.layout.sequence_parallel == "enabled" else WholeStream)

@@ -9,6 +9,7 @@ import torch
 
 from pretrain.data.micro_batch import IGNORED
 from pretrain.engine.settings import LossSettings
+from pretrain.model.carry import Carry
 from pretrain.parallel.cross_entropy import vocabulary_parallel_cross_entropy
 from pretrain.parallel.mesh import Axis
 
@@ -49,10 +50,10 @@ class TrainingLoss(torch.nn.Module):
         self.vocab_size = vocab_size
         self.sums = LossSums()
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Weighted objective of a micro-batch, a scalar: logits (B, S, V/tp), labels (B, S), weight ()."""
+    def forward(self, end: Carry, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Weighted objective of a micro-batch, a scalar: what the model left of the carry, labels (B, C), weight ()."""
         losses = vocabulary_parallel_cross_entropy(
-            logits, labels, self.axis, self.vocab_size, label_smoothing=self.settings.label_smoothing
+            end["logits"], labels, self.axis, self.vocab_size, label_smoothing=self.settings.label_smoothing
         )
         valid = labels != IGNORED
         objective = losses.objective.sum()

@@ -40,7 +40,7 @@ class PipelineEngine(EngineBase):
                 pipeline_layers(plan.specs, plan.boundaries),
                 balance([spec.cost for spec in plan.specs], layout.pp),
                 topology=PipeModelDataParallelTopology(num_pp=layout.pp, num_mp=layout.tp, num_dp=layout.dp),
-                loss_fn=lambda logits, labels: self._loss(logits, *labels),
+                loss_fn=lambda end, labels: self._loss(dict(zip(plan.boundaries[-1], end, strict=True)), *labels),
             )
 
     def _attempt(self, microbatches: Sequence[MicroBatch], weight: torch.Tensor) -> tuple[float, bool]:

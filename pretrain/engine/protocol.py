@@ -10,8 +10,8 @@ from pretrain.data.micro_batch import MicroBatch
 from pretrain.parallel.mesh import ProcessMesh
 from pretrain.parallel.shard import Shard
 
-StateKind = Literal["weight", "exp_avg", "exp_avg_sq"]
-"""fp32 master weight, and Adam's first and second moment."""
+StateKind = Literal["weight", "exp_avg", "exp_avg_sq", "buffer"]
+"""fp32 master weight, Adam's first and second moment; a buffer is state that no gradient moves, such as a router's bias."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class _ModelWithLoss(nn.Module):
 
     def forward(self, inputs: dict[str, torch.Tensor], labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Weighted objective of a micro-batch, a scalar."""
-        return self.loss(self.stack(inputs), labels, weight)
+        return self.loss(self.stack.end(inputs), labels, weight)
 
 
 class SequentialEngine(EngineBase):

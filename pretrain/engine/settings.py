@@ -23,9 +23,22 @@ class TrainSettings(Settings):
     """(Target) tokens of one step over all ranks: a multiple of sequence_length x micro_batch_sequences x dp."""
     micro_batch_sequences: PositiveInt
     """Sequences that a rank takes through the model at once."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`bf16`: weights and activations in bf16, gradients accumulated and masters and moments kept in fp32. `auto`: bf16
-    where the device multiplies it faster; resolved once at the launch and stored."""
+    where the device multiplies it faster; resolved once at the launch and stored. `fp16`: with a dynamic loss scale, on
+    GPUs."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What backward computes again instead of keeping it. `full`: all of a block but its input (Chen et al. 2016). `selective`:
+    what is large and cheap, the core of attention and the activation within the feed-forward (Korthikanti et al. 2022, section
+    5)."""
+    loss_tile_tokens: PositiveInt | None = None
+    """Tokens whose logits exist at once: the loss goes through a micro-batch in tiles, so that memory does not grow with
+    vocabulary x sequence. None: all at once."""
+    feed_forward_tile_tokens: PositiveInt | None = None
+    """Tokens that are inside a feed-forward layer at once, the rest being recomputed in backward. None: all at once."""
+    determinism: Literal["fastest", "bitwise"] = "fastest"
+    """`bitwise`: the same layout gives the same bits on every run, at the price of slower kernels where a device has faster
+    ones that do not (CUDA). A CPU is bitwise in either."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: CUDA where there is a GPU."""
     loss: LossSettings = LossSettings()

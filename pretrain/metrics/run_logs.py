@@ -24,6 +24,7 @@ from pretrain.model.flops import flops_per_token
 from pretrain.model.layers import build_layers
 from pretrain.parallel.agreement import gather_texts
 from pretrain.parallel.mesh import ProcessMesh
+from pretrain.parallel.sequence import ModelMesh
 from pretrain.plan.hardware import bf16_peak_flops
 
 
@@ -131,6 +132,6 @@ def _stage_names(config: RunConfig, mesh: ProcessMesh) -> list[list[str]]:
     # DeepSpeed, which the module imports, must not be loaded before the world has started.
     from pretrain.engine.adapters import balance
 
-    specs = build_layers(config.model, mesh.model, seed=config.run.seed)
+    specs = build_layers(config.model, ModelMesh.of(mesh), seed=config.run.seed)
     bounds = balance([spec.cost for spec in specs], mesh.layout.pp)
     return [[spec.name for spec in specs[start:stop]] for start, stop in pairwise(bounds)]

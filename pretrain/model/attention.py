@@ -5,8 +5,8 @@ head, tp size of the model axis.
 
 Heads are split over the model axis: query by rows, output by columns. Key-value heads are split too where they divide by it;
 else they are computed whole on every rank (multi-query attention with tp > 1), and each rank takes those its queries use.
-Their gradient is then summed over the ranks behind the projection (`copy_to_axis` on its output), so that weight and input
-gradient are whole and equal everywhere; that is why `forward` also takes the input that has not passed `copy_to_axis`.
+Their gradient is then summed over the ranks behind the projection (`copy_to_axis` on its output), so that the weight's is whole
+and equal everywhere; the input's is whole too and must count once (`gradient_once`), for `Stream.enter` sums it over the ranks.
 
 Vaswani et al. 2017, section 3.2; Shazeer 2019 (multi-query); Ainslie et al. 2023 (grouped-query).
 """
@@ -20,9 +20,9 @@ from pretrain.model.initialization import ZEROS, matrix_distribution, residual_d
 from pretrain.model.masks import Mask
 from pretrain.model.positions import Rotary
 from pretrain.model.settings import ModelSettings
-from pretrain.parallel.collectives import copy_to_axis
+from pretrain.parallel.collectives import copy_to_axis, gradient_once
 from pretrain.parallel.linear import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear
-from pretrain.parallel.mesh import Axis
+from pretrain.parallel.sequence import ModelMesh
 
 RotaryFactors = tuple[torch.Tensor, torch.Tensor]
 
@@ -30,9 +30,10 @@ RotaryFactors = tuple[torch.Tensor, torch.Tensor]
 class Attention(nn.Module):
     """Queries of one stream to keys and values of it or of another."""
 
-    def __init__(self, model: ModelSettings, axis: Axis, num_layers: int, seed: int, name: str) -> None:
-        """Args are the model, the model axis, the blocks of the stack it is in, the run's seed and the place's name."""
+    def __init__(self, model: ModelSettings, mesh: ModelMesh, num_layers: int, seed: int, name: str) -> None:
+        """Args are the model, its mesh, the blocks of the stack it is in, the run's seed and the place's name."""
         super().__init__()
+        axis = mesh.model
         assert model.num_heads % axis.size == 0, f"{model.num_heads} heads over {axis.size} ranks"
         assert model.num_heads % model.kv_heads == 0, f"{model.num_heads} heads over {model.kv_heads} key-value heads"
         self.axis = axis
@@ -54,13 +55,12 @@ class Attention(nn.Module):
         out = residual_distribution(model, width, num_layers)
         self.output = RowParallelLinear(width, model.d_model, axis, weight=out, bias=bias)
         rate = model.attention_dropout
-        self.dropout = HeadDropout(rate, seed, f"{name}.probabilities") if rate > 0 else None
+        self.dropout = HeadDropout(rate, seed, f"{name}.probabilities", mesh.stream) if rate > 0 else None
 
     def forward(
         self,
         queries_of: torch.Tensor,
         keys_of: torch.Tensor,
-        whole_keys_of: torch.Tensor,
         mask: Mask,
         rotary: RotaryFactors | None = None,
         sample: torch.Tensor | None = None,
@@ -68,18 +68,17 @@ class Attention(nn.Module):
         """Attends, and projects back to the stream.
 
         Args:
-            queries_of: (B, S, D), past `copy_to_axis`.
-            keys_of: (B, T, D), past `copy_to_axis`.
-            whole_keys_of: (B, T, D), `keys_of` before `copy_to_axis`.
+            queries_of: (B, S, D), past `Stream.enter`.
+            keys_of: (B, T, D), past `Stream.enter`.
             mask: which keys a query sees.
             rotary: of self-attention with rotary positions.
             sample: (B,) sample numbers, where probabilities are dropped.
 
         Returns:
-            (B, S, D), this rank's addend: it has yet to pass `reduce_from_axis`.
+            (B, S, D), this rank's addend: it has yet to pass `Stream.leave`.
         """
         query = self.query(queries_of).unflatten(-1, (self.heads, self.head_dim))  # (B, S, H/tp, K)
-        key, value = self._keys_values(keys_of, whole_keys_of)  # (B, T, G', K)
+        key, value = self._keys_values(keys_of)  # (B, T, G', K)
         if rotary is not None:
             query, key = Rotary.rotate(query, rotary), Rotary.rotate(key, rotary)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
@@ -91,12 +90,12 @@ class Attention(nn.Module):
             )
         return self.output(mixed.transpose(1, 2).flatten(2))  # (B, S, H/tp * K) to (B, S, D)
 
-    def _keys_values(self, split: torch.Tensor, whole: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _keys_values(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Each (B, T, G', K), G' the key-value heads that this rank's queries use, in their order."""
         if not self.replicates_kv:
-            both = self.key_value(split)
+            both = self.key_value(source)
         else:
-            both = copy_to_axis(self.key_value(whole), self.axis)
+            both = copy_to_axis(self.key_value(gradient_once(source, self.axis)), self.axis)
         both = both.unflatten(-1, (-1, 2, self.head_dim))  # (B, T, G, 2, K)
         if self.kv_index is not None:
             both = both[:, :, self.kv_index]

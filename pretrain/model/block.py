@@ -7,8 +7,8 @@ serial, post-norm   x = norm(x + attention(x)); x = norm(x + feed_forward(x))   
 parallel            x = x + attention(norm(x)) + feed_forward(norm(x))                    PaLM, section 2
 Cross-attention stands between the two, with a norm of its own in a serial block.
 
-A stage of tensor parallelism is seen here alone: the input of a branch passes `copy_to_axis`, its output `reduce_from_axis`.
-A parallel block does each once, which is what makes it cheaper over many ranks.
+Tensor parallelism is seen here alone: the input of a branch passes `Stream.enter`, its output `Stream.leave`. A parallel block
+does each once, which is what makes it cheaper over many ranks.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,7 @@ from pretrain.model.masks import Mask, Masks
 from pretrain.model.norm import Norm
 from pretrain.model.positions import Rotary, positions_of
 from pretrain.model.settings import ModelSettings
-from pretrain.parallel.collectives import copy_to_axis, reduce_from_axis
-from pretrain.parallel.mesh import Axis
+from pretrain.parallel.sequence import ModelMesh, SequenceSplit
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class EncoderView:
 
     masks: Masks
     rotary: Rotary | None
+    sequence: SequenceSplit
 
     @property
     def reads(self) -> frozenset[str]:
@@ -74,7 +74,7 @@ class EncoderView:
         """The sight of one micro-batch."""
         documents = carry["source_documents"]
         mask = self.masks.source(documents, carry["hidden"].dtype)
-        factors = self.rotary.factors(positions_of(documents)) if self.rotary else None
+        factors = self.rotary.factors(self.sequence.take(positions_of(documents))) if self.rotary else None
         return Sight(mask, factors, carry.get("sample"))
 
 
@@ -95,7 +95,7 @@ class View(Protocol):
 class BlockContext:
     """What a block is built from, beside the model."""
 
-    axis: Axis
+    mesh: ModelMesh
     seed: int
     name: str
     num_layers: int
@@ -121,14 +121,14 @@ class Block(Layer):
 
     def __init__(self, model: ModelSettings, context: BlockContext, flow: Flow) -> None:
         super().__init__(flow)
-        axis, seed, name, depth = context.axis, context.seed, context.name, context.num_layers
-        self.axis, self.view, self.cross_masks = axis, context.view, context.cross_masks
+        mesh, seed, name, depth = context.mesh, context.seed, context.name, context.num_layers
+        self.stream, self.view, self.cross_masks = mesh.stream, context.view, context.cross_masks
         self.residual = {"pre": _pre_norm, "post": _post_norm}[model.norm_position]
-        self.attention = Attention(model, axis, depth, seed, f"{name}.attention")
+        self.attention = Attention(model, mesh, depth, seed, f"{name}.attention")
         self.cross_attention = None
         if self.cross_masks is not None:
-            self.cross_attention = Attention(model, axis, depth, seed, f"{name}.cross_attention")
-        self.feed_forward = build_feed_forward(model, axis, depth)
+            self.cross_attention = Attention(model, mesh, depth, seed, f"{name}.cross_attention")
+        self.feed_forward = build_feed_forward(model, mesh, depth)
 
     def forward(self, carry: Carry) -> Carry:
         """Replaces `hidden` (B, S, D)."""
@@ -138,16 +138,16 @@ class Block(Layer):
         """The stream (B, S, D) behind the block."""
         raise NotImplementedError
 
-    def attend(self, whole: torch.Tensor, split: torch.Tensor, sight: Sight) -> torch.Tensor:
-        """Self-attention's addend (B, S, D); `split` is `whole` past `copy_to_axis`."""
-        return self.attention(split, split, whole, sight.mask, sight.rotary, sight.sample)
+    def attend(self, entered: torch.Tensor, sight: Sight) -> torch.Tensor:
+        """Self-attention's addend (B, C, D) of what passed `Stream.enter`."""
+        return self.attention(entered, entered, sight.mask, sight.rotary, sight.sample)
 
-    def attend_across(self, split: torch.Tensor, carry: Carry) -> torch.Tensor:
-        """Cross-attention's addend (B, S, D)."""
+    def attend_across(self, entered: torch.Tensor, carry: Carry) -> torch.Tensor:
+        """Cross-attention's addend (B, C, D) of what passed `Stream.enter`."""
         assert self.cross_attention is not None and self.cross_masks is not None
-        memory = carry["memory"]
-        mask = self.cross_masks.cross(carry["documents"], carry["source_documents"], split.dtype)
-        return self.cross_attention(split, copy_to_axis(memory, self.axis), memory, mask, sample=carry.get("sample"))
+        memory = self.stream.enter(carry["memory"])
+        mask = self.cross_masks.cross(carry["documents"], carry["source_documents"], entered.dtype)
+        return self.cross_attention(entered, memory, mask, sample=carry.get("sample"))
 
 
 class SerialBlock(Block):
@@ -155,29 +155,29 @@ class SerialBlock(Block):
 
     def __init__(self, model: ModelSettings, context: BlockContext, flow: Flow) -> None:
         super().__init__(model, context, flow)
-        rate, seed, name = model.dropout, context.seed, context.name
-        self.attention_norm = Norm(model)
-        self.attention_dropout = build_dropout(rate, seed, f"{name}.attention")
+        rate, seed, name, stream = model.dropout, context.seed, context.name, context.mesh.stream
+        self.attention_norm = Norm(model, stream)
+        self.attention_dropout = build_dropout(rate, seed, f"{name}.attention", stream)
         if self.cross_attention is not None:
-            self.cross_attention_norm = Norm(model)
-            self.cross_attention_dropout = build_dropout(rate, seed, f"{name}.cross_attention")
-        self.feed_forward_norm = Norm(model)
-        self.feed_forward_dropout = build_dropout(rate, seed, f"{name}.feed_forward")
+            self.cross_attention_norm = Norm(model, stream)
+            self.cross_attention_dropout = build_dropout(rate, seed, f"{name}.cross_attention", stream)
+        self.feed_forward_norm = Norm(model, stream)
+        self.feed_forward_dropout = build_dropout(rate, seed, f"{name}.feed_forward", stream)
 
     def transform(self, x: torch.Tensor, sight: Sight, carry: Carry) -> torch.Tensor:
         """The stream (B, S, D) behind the block."""
 
         def attention(h: torch.Tensor) -> torch.Tensor:
-            addend = self.attend(h, copy_to_axis(h, self.axis), sight)
-            return self.attention_dropout(reduce_from_axis(addend, self.axis), sight.sample)
+            addend = self.attend(self.stream.enter(h), sight)
+            return self.attention_dropout(self.stream.leave(addend), sight.sample)
 
         def cross_attention(h: torch.Tensor) -> torch.Tensor:
-            addend = self.attend_across(copy_to_axis(h, self.axis), carry)
-            return self.cross_attention_dropout(reduce_from_axis(addend, self.axis), sight.sample)
+            addend = self.attend_across(self.stream.enter(h), carry)
+            return self.cross_attention_dropout(self.stream.leave(addend), sight.sample)
 
         def feed_forward(h: torch.Tensor) -> torch.Tensor:
-            addend = self.feed_forward(copy_to_axis(h, self.axis))
-            return self.feed_forward_dropout(reduce_from_axis(addend, self.axis), sight.sample)
+            addend = self.feed_forward(self.stream.enter(h))
+            return self.feed_forward_dropout(self.stream.leave(addend), sight.sample)
 
         x = self.residual(x, self.attention_norm, attention)
         if self.cross_attention is not None:
@@ -190,18 +190,18 @@ class ParallelBlock(Block):
 
     def __init__(self, model: ModelSettings, context: BlockContext, flow: Flow) -> None:
         super().__init__(model, context, flow)
-        self.norm = Norm(model)
-        self.dropout = build_dropout(model.dropout, context.seed, context.name)
+        self.norm = Norm(model, context.mesh.stream)
+        self.dropout = build_dropout(model.dropout, context.seed, context.name, context.mesh.stream)
 
     def transform(self, x: torch.Tensor, sight: Sight, carry: Carry) -> torch.Tensor:
         """The stream (B, S, D) behind the block."""
 
         def branches(h: torch.Tensor) -> torch.Tensor:
-            split = copy_to_axis(h, self.axis)
-            addend = self.attend(h, split, sight) + self.feed_forward(split)
+            entered = self.stream.enter(h)
+            addend = self.attend(entered, sight) + self.feed_forward(entered)
             if self.cross_attention is not None:
-                addend = addend + self.attend_across(split, carry)
-            return self.dropout(reduce_from_axis(addend, self.axis), sight.sample)
+                addend = addend + self.attend_across(entered, carry)
+            return self.dropout(self.stream.leave(addend), sight.sample)
 
         return self.residual(x, self.norm, branches)
 

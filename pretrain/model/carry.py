@@ -7,7 +7,7 @@ of `FIELDS`. The law, checked when a model is built, before any rank computes:
 2. every floating-point tensor that is passed on is read by a later layer, for it must come back with a gradient
    (DeepSpeed's pipeline asserts it); memory of an encoder is dropped by the last layer that attends to it;
 3. everything else is an integer tensor (bool cannot be sent); no rotary table or mask crosses;
-4. at the end `logits` alone is left.
+4. at the end `logits` or `losses` is left, and `auxiliary` where there are experts.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,12 +17,16 @@ import torch
 
 Carry = dict[str, torch.Tensor]
 
-FLOAT_FIELDS = ("hidden", "memory", "logits")
-"""hidden (B, S, D); memory (B, S_source, D), the encoder's output; logits (B, S, V/tp)."""
-INTEGER_FIELDS = ("tokens", "positions", "documents", "source_tokens", "source_documents", "sample")
-"""tokens, positions, documents (B, S): ids, positions within the document, number of the document within the window (-1:
-padding). source_tokens, source_documents (B, S_source): the same of the encoder's input. sample (B,): the global sample
-number n, the key of dropout."""
+FLOAT_FIELDS = ("hidden", "memory", "auxiliary", "logits", "losses")
+"""Of B sequences, L positions of the stream and C of the context rank (parallel/sequence.py): hidden (B, L, D); memory (B, L_source,
+D), the encoder's output; auxiliary (B,), what experts add to the objective of each sequence, a rank's addend of it over the context
+group; logits (B, C, V/tp); losses (3, B, C), the three of `TokenLosses`, where the head goes through the tokens in tiles."""
+INTEGER_FIELDS = ("tokens", "positions", "documents", "source_tokens", "source_documents", "labels", "sample")
+"""tokens, positions (B, C): ids, positions within the document. documents (B, S), of whole sequences: number of the document within
+the window (-1: padding). source_tokens (B, C_source), source_documents (B, S_source): the same of the encoder's input. labels (B, C):
+only where the head makes losses. sample (B,): the global sample number n, the key of dropout."""
+ENDS = (frozenset({"logits"}), frozenset({"losses"}))
+"""What may be left at the end, beside `auxiliary`."""
 FIELDS = FLOAT_FIELDS + INTEGER_FIELDS
 
 
@@ -57,13 +61,17 @@ def trace_fields(inputs: Iterable[str], flows: Sequence[tuple[str, Flow]]) -> li
                 raise CarryLawError(f"layer {layer} reads `{name}`, which no earlier layer passes on")
         present = (present - flow.drops) | flow.adds
         for name in sorted(present & set(FLOAT_FIELDS)):
-            if index + 1 < len(flows) and not any(name in later.reads for _, later in flows[index + 1 :]):
+            if (
+                index + 1 < len(flows)
+                and name != "auxiliary"
+                and not any(name in later.reads for _, later in flows[index + 1 :])
+            ):
                 raise CarryLawError(
                     f"`{name}` leaves layer {layer} but no later layer reads it: it would get no gradient"
                 )
         boundaries.append(_ordered(present))
-    if present != {"logits"}:
-        raise CarryLawError(f"the last layer must leave `logits` alone, not {sorted(present)}")
+    if present - {"auxiliary"} not in ENDS:
+        raise CarryLawError(f"the last layer must leave `logits` or `losses` alone, not {sorted(present)}")
     return boundaries
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pretrain.parallel.random import keep_mask, stream_key
+from pretrain.parallel.sequence import Stream
 
 _SAMPLE_STRIDE = 1 << 32
 """Rows of a sample: position, or head and query position, is below it."""
@@ -34,17 +35,17 @@ class _Dropped(torch.autograd.Function):
 class Dropout(nn.Module):
     """Drops values of rows that are numbered globally."""
 
-    def __init__(self, rate: float, seed: int, name: str) -> None:
+    def __init__(self, rate: float, seed: int, name: str, stream: Stream) -> None:
         super().__init__()
-        self.rate = rate
+        self.rate, self.stream = rate, stream
         self.key = stream_key(seed, "dropout", name)
 
     def forward(self, x: torch.Tensor, sample: torch.Tensor | None) -> torch.Tensor:
-        """(B, S, D) to (B, S, D); sample (B,) int64."""
+        """(B, L, D) of the stream to the same; sample (B,) int64."""
         if not self.training:
             return x
         assert sample is not None, "the carry brings the sample numbers wherever something is dropped"
-        rows = sample.unsqueeze(1) * _SAMPLE_STRIDE + torch.arange(x.shape[1], device=x.device)
+        rows = sample.unsqueeze(1) * _SAMPLE_STRIDE + self.stream.positions(x.shape[1], x.device)
         return self.drop(x, rows)
 
     def drop(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -75,12 +76,13 @@ class KeepAll(nn.Module):
         return x
 
 
-def build_dropout(rate: float, seed: int, name: str) -> nn.Module:
+def build_dropout(rate: float, seed: int, name: str, stream: Stream) -> nn.Module:
     """Dropout at one place in the model.
 
     Args:
         rate: share of values to drop.
         seed: of the run.
         name: the place, the same under every layout, such as `layers.0.attention`.
+        stream: what it is applied to.
     """
-    return Dropout(rate, seed, name) if rate > 0 else KeepAll()
+    return Dropout(rate, seed, name, stream) if rate > 0 else KeepAll()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pretrain.model.initialization import ZEROS, matrix_distribution, residual_distribution
 from pretrain.model.settings import ModelSettings
 from pretrain.parallel.linear import ColumnParallelLinear, RowParallelLinear
-from pretrain.parallel.mesh import Axis
+from pretrain.parallel.sequence import ModelMesh
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
@@ -25,17 +25,17 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 class FeedForward(nn.Module):
     """D -> F -> D with an element-wise activation between."""
 
-    def __init__(self, model: ModelSettings, axis: Axis, num_layers: int) -> None:
+    def __init__(self, model: ModelSettings, mesh: ModelMesh, num_layers: int) -> None:
         super().__init__()
         bias = ZEROS if "feed_forward" in model.biases else None
         inner = matrix_distribution(model, model.d_model, model.d_ff)
-        self.up = ColumnParallelLinear(model.d_model, model.d_ff, axis, weight=inner, bias=bias)
+        self.up = ColumnParallelLinear(model.d_model, model.d_ff, mesh.model, weight=inner, bias=bias)
         outer = residual_distribution(model, model.d_ff, num_layers)
-        self.down = RowParallelLinear(model.d_ff, model.d_model, axis, weight=outer, bias=bias)
+        self.down = RowParallelLinear(model.d_ff, model.d_model, mesh.model, weight=outer, bias=bias)
         self.activation = _ACTIVATIONS.get(model.activation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, S, D), past `copy_to_axis`, to this rank's addend (B, S, D), which has yet to pass `reduce_from_axis`."""
+        """(B, S, D), past `Stream.enter`, to this rank's addend (B, S, D), which has yet to pass `Stream.leave`."""
         return self.down(self.inner(x))
 
     def inner(self, x: torch.Tensor) -> torch.Tensor:
@@ -47,23 +47,23 @@ class FeedForward(nn.Module):
 class GatedFeedForward(FeedForward):
     """SwiGLU: silu(gate(x)) * up(x) (Shazeer 2020, GLU variants improve transformer)."""
 
-    def __init__(self, model: ModelSettings, axis: Axis, num_layers: int) -> None:
-        super().__init__(model, axis, num_layers)
+    def __init__(self, model: ModelSettings, mesh: ModelMesh, num_layers: int) -> None:
+        super().__init__(model, mesh, num_layers)
         bias = ZEROS if "feed_forward" in model.biases else None
         inner = matrix_distribution(model, model.d_model, model.d_ff)
-        self.gate = ColumnParallelLinear(model.d_model, model.d_ff, axis, weight=inner, bias=bias)
+        self.gate = ColumnParallelLinear(model.d_model, model.d_ff, mesh.model, weight=inner, bias=bias)
 
     def inner(self, x: torch.Tensor) -> torch.Tensor:
         """(B, S, D) to (B, S, F/tp)."""
         return F.silu(self.gate(x)) * self.up(x)
 
 
-def build_feed_forward(model: ModelSettings, axis: Axis, num_layers: int) -> FeedForward:
+def build_feed_forward(model: ModelSettings, mesh: ModelMesh, num_layers: int) -> FeedForward:
     """The feed-forward layer that the settings name.
 
     Args:
         model: the model.
-        axis: the model axis.
+        mesh: the model's.
         num_layers: blocks of the stack it is in (for the initial scale of `down`).
     """
-    return (GatedFeedForward if model.activation == "swiglu" else FeedForward)(model, axis, num_layers)
+    return (GatedFeedForward if model.activation == "swiglu" else FeedForward)(model, mesh, num_layers)

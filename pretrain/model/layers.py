@@ -28,7 +28,7 @@ from pretrain.model.positions import PositionsLayer, Rotary, build_positions, po
 from pretrain.model.settings import ModelSettings
 from pretrain.model.vocabulary import EmbedTokens, ProjectToLogits, StartDecoder, TableLayer, TableUse, vocabulary_of
 from pretrain.parallel.linear import place
-from pretrain.parallel.mesh import Axis
+from pretrain.parallel.sequence import ModelMesh, SequenceSplit
 from pretrain.parallel.shard import shard_of
 
 
@@ -74,19 +74,23 @@ class LayerStack(nn.Module):
         """The layers in order of execution, with their modules."""
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Fields of the carry (others are left aside) to logits (B, S, V/tp)."""
+        """Fields of the carry (others are left aside) to logits (B, C, V/tp)."""
+        return self.end(inputs)["logits"]
+
+    def end(self, inputs: Mapping[str, torch.Tensor]) -> Carry:
+        """Fields of the carry (others are left aside) to what is left of it at the end."""
         carry = {name: inputs[name] for name in self.fields}
         for spec, module in self.steps:
             carry = spec.run(module, carry)
-        return carry["logits"]
+        return carry
 
 
-def build_layers(model: ModelSettings, axis: Axis, *, seed: int) -> list[LayerSpec]:
+def build_layers(model: ModelSettings, mesh: ModelMesh, *, seed: int) -> list[LayerSpec]:
     """The layers of a model, in order.
 
     Args:
         model: settings that hold the rules of pretrain.rules, with the vocabulary's size.
-        axis: the model axis of the mesh.
+        mesh: what the layers see of the layout.
         seed: of the run; keys initial weights and dropout.
 
     Raises:
@@ -94,7 +98,7 @@ def build_layers(model: ModelSettings, axis: Axis, *, seed: int) -> list[LayerSp
         CarryLawError: the list could not be cut into stages; a fault of this file.
     """
     vocabulary_of(model)
-    drafts = _drafts(model, axis, seed)
+    drafts = _drafts(model, mesh, seed)
     flows = _flows(drafts)
     trace_fields(_inputs(flows), [(draft.name, flow) for draft, flow in zip(drafts, flows, strict=True)])
     first_builds: dict[str, Callable[[], nn.Module]] = {}
@@ -110,7 +114,7 @@ def build_layers(model: ModelSettings, axis: Axis, *, seed: int) -> list[LayerSp
 
 def input_fields(model: ModelSettings) -> tuple[str, ...]:
     """Fields of the carry that the batch has to provide, in sending order."""
-    return _inputs(_flows(_drafts(model, _SINGLE, seed=0)))
+    return _inputs(_flows(_drafts(model, ModelMesh(), seed=0)))
 
 
 def count_parameters(model: ModelSettings) -> int:
@@ -121,14 +125,11 @@ def count_parameters(model: ModelSettings) -> int:
     """
     shapes: dict[str, tuple[int, ...]] = {}
     with torch.device("meta"):
-        for spec in build_layers(model, _SINGLE, seed=0):
+        for spec in build_layers(model, ModelMesh(), seed=0):
             for parameter in spec.build().parameters():
                 shard = shard_of(parameter)
                 shapes[shard.name] = shard.shape
     return sum(math.prod(shape) for shape in shapes.values())
-
-
-_SINGLE = Axis("model", 0, (0,), None)
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,8 @@ def _add_at(root: nn.Module, path: str, module: nn.Module) -> None:
     root.add_module(last, module)
 
 
-def _drafts(model: ModelSettings, axis: Axis, seed: int) -> list[_Draft]:
-    parts = _Parts(model, axis, seed, Masks(), Rotary(model) if model.positions == "rotary" else None)
+def _drafts(model: ModelSettings, mesh: ModelMesh, seed: int) -> list[_Draft]:
+    parts = _Parts(model, mesh, seed, Masks(), Rotary(model) if model.positions == "rotary" else None)
     return list(parts.decoder() if model.architecture == "decoder" else parts.encoder_decoder())
 
 
@@ -193,7 +194,7 @@ class _Parts:
     """Drafts of the layers of one model."""
 
     model: ModelSettings
-    axis: Axis
+    mesh: ModelMesh
     seed: int
     masks: Masks
     rotary: Rotary | None
@@ -208,8 +209,8 @@ class _Parts:
 
     def encoder_decoder(self) -> Iterator[_Draft]:
         yield self.embedding("encoder.embedding", "source_tokens")
-        yield self.positions("encoder.positions", _source_positions, "source_documents")
-        view = EncoderView(self.masks, self.rotary)
+        yield self.positions("encoder.positions", partial(_source_positions, self.mesh.sequence), "source_documents")
+        view = EncoderView(self.masks, self.rotary, self.mesh.sequence)
         yield from self.blocks("encoder.layers", self.model.num_encoder_layers, view, "encoder")
         yield from self.final_norm("encoder.final_norm")
         yield self.start_decoder("decoder.embedding")
@@ -235,7 +236,7 @@ class _Parts:
     def table(self, name: str, reads: set[str], adds: set[str], use: Callable[[Flow], TableUse], cost: float) -> _Draft:
         key = "embedding" if self.model.embeddings == "tied" else None
         return _Draft(
-            name, frozenset(reads), frozenset(adds), lambda f: TableLayer(self.model, self.axis, use(f)), cost, key, use
+            name, frozenset(reads), frozenset(adds), lambda f: TableLayer(self.model, self.mesh, use(f)), cost, key, use
         )
 
     @property
@@ -244,7 +245,8 @@ class _Parts:
 
     def positions(self, name: str, positions_from: Callable[[Carry], torch.Tensor], field: str) -> _Draft:
         def make(flow: Flow) -> PositionsLayer:
-            return build_positions(self.model, flow, positions_from, build_dropout(self.model.dropout, self.seed, name))
+            dropout = build_dropout(self.model.dropout, self.seed, name, self.mesh.stream)
+            return build_positions(self.model, flow, positions_from, dropout, self.mesh.stream)
 
         reads = {"hidden"} | ({field} if self.model.positions in ("sinusoidal", "learned") else set())
         return _Draft(name, _with_sample(reads, self.model.dropout), frozenset({"hidden"}), make)
@@ -257,21 +259,23 @@ class _Parts:
         cost = block_forward_flops(self.model, stack, self.model.max_sequence_length)
         for index in range(number):
             name = f"{prefix}.{index}"
-            context = BlockContext(self.axis, self.seed, name, number, view, cross_masks)
+            context = BlockContext(self.mesh, self.seed, name, number, view, cross_masks)
             make = partial(build_block, self.model, context)
             yield _Draft(name, all_reads, frozenset({"hidden"}), make, cost)
 
     def final_norm(self, name: str) -> Iterator[_Draft]:
         if self.model.norm_position == "pre":
-            yield _Draft(name, frozenset({"hidden"}), frozenset({"hidden"}), partial(NormLayer, self.model))
+            yield _Draft(
+                name, frozenset({"hidden"}), frozenset({"hidden"}), partial(NormLayer, self.model, self.mesh.stream)
+            )
 
 
 def _target_positions(carry: Carry) -> torch.Tensor:
     return carry["positions"]
 
 
-def _source_positions(carry: Carry) -> torch.Tensor:
-    return positions_of(carry["source_documents"])
+def _source_positions(sequence: SequenceSplit, carry: Carry) -> torch.Tensor:
+    return sequence.take(positions_of(carry["source_documents"]))
 
 
 def _with_sample(reads: set[str], rate: float) -> frozenset[str]:

@@ -1,7 +1,7 @@
 """Normalisation over the width of the residual stream. Statistics are computed in fp32 whatever the input's precision.
 
-Torch's fused kernels accumulate in fp32 by themselves, so a bf16 stream is not cast back and forth. Weights are replicated:
-every tensor rank normalises the whole (B, S, D), and gradients agree because the input and its gradient do.
+Torch's fused kernels accumulate in fp32 by themselves, so a bf16 stream is not cast back and forth. Weights are replicated; where
+the stream is split, each rank has the gradient of its positions, and `Stream.shared` sums them.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from pretrain.model.initialization import ONES, ZEROS
 from pretrain.model.layer import Layer
 from pretrain.model.settings import ModelSettings
 from pretrain.parallel.linear import new_parameter
+from pretrain.parallel.sequence import Stream
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, epsilon: float) -> torch.Tensor:
@@ -41,24 +42,27 @@ def _parameters(model: ModelSettings) -> tuple[nn.Parameter, nn.Parameter | None
 class Norm(nn.Module):
     """The norm that the settings name, within a block."""
 
-    def __init__(self, model: ModelSettings) -> None:
+    def __init__(self, model: ModelSettings, stream: Stream) -> None:
         super().__init__()
         self.weight, self.bias = _parameters(model)
-        self.kernel, self.epsilon = _KERNELS[model.norm], model.norm_epsilon
+        self.kernel, self.epsilon, self.stream = _KERNELS[model.norm], model.norm_epsilon, stream
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, S, D) to (B, S, D)."""
-        return self.kernel(x, self.weight, self.bias, self.epsilon)
+        """(B, L, D) of the stream to the same."""
+        bias = None if self.bias is None else self.stream.shared(self.bias)
+        return self.kernel(x, self.stream.shared(self.weight), bias, self.epsilon)
 
 
 class NormLayer(Layer):
     """The norm at the end of a pre-norm stack. It holds the parameters itself, so that they are `final_norm.weight`."""
 
-    def __init__(self, model: ModelSettings, flow: Flow) -> None:
+    def __init__(self, model: ModelSettings, stream: Stream, flow: Flow) -> None:
         super().__init__(flow)
         self.weight, self.bias = _parameters(model)
-        self.kernel, self.epsilon = _KERNELS[model.norm], model.norm_epsilon
+        self.kernel, self.epsilon, self.stream = _KERNELS[model.norm], model.norm_epsilon, stream
 
     def forward(self, carry: Carry) -> Carry:
-        """Replaces `hidden` (B, S, D)."""
-        return self.pass_on(carry, hidden=self.kernel(carry["hidden"], self.weight, self.bias, self.epsilon))
+        """Replaces `hidden` (B, L, D)."""
+        bias = None if self.bias is None else self.stream.shared(self.bias)
+        weight = self.stream.shared(self.weight)
+        return self.pass_on(carry, hidden=self.kernel(carry["hidden"], weight, bias, self.epsilon))

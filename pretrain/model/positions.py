@@ -20,6 +20,7 @@ from pretrain.model.initialization import embedding_distribution
 from pretrain.model.layer import Layer
 from pretrain.model.settings import ModelSettings
 from pretrain.parallel.linear import new_parameter
+from pretrain.parallel.sequence import Stream
 
 
 class _Table:
@@ -58,11 +59,14 @@ def sinusoids(positions: torch.Tensor, d_model: int) -> torch.Tensor:
 class PositionsLayer(Layer):
     """The layer behind an embedding: adds positions to the stream and drops out. This one adds nothing."""
 
-    def __init__(self, flow: Flow, positions_from: Callable[[Carry], torch.Tensor], dropout: nn.Module) -> None:
-        """Args are the layer's flow, where (B, S) positions come from, and what drops out."""
+    def __init__(
+        self, flow: Flow, positions_from: Callable[[Carry], torch.Tensor], dropout: nn.Module, stream: Stream
+    ) -> None:
+        """Args are the layer's flow, where (B, C) positions come from, what drops out, and what positions are added to."""
         super().__init__(flow)
         self.positions_from = positions_from
         self.dropout = dropout
+        self.stream = stream
 
     def forward(self, carry: Carry) -> Carry:
         """Replaces `hidden` (B, S, D)."""
@@ -83,7 +87,7 @@ class SinusoidalPositions(PositionsLayer):
     def add(self, carry: Carry) -> torch.Tensor:
         """The stream (B, S, D) with positions."""
         hidden = carry["hidden"]
-        return hidden + self.table.rows(self.positions_from(carry), hidden.dtype)
+        return hidden + self.table.rows(self.stream.take(self.positions_from(carry)), hidden.dtype)
 
 
 class LearnedPositions(PositionsLayer):
@@ -95,7 +99,8 @@ class LearnedPositions(PositionsLayer):
 
     def add(self, carry: Carry) -> torch.Tensor:
         """The stream (B, S, D) with positions."""
-        return carry["hidden"] + F.embedding(self.positions_from(carry), self.weight)
+        positions = self.stream.take(self.positions_from(carry))
+        return carry["hidden"] + F.embedding(positions, self.stream.shared(self.weight))
 
 
 class _Rotated(torch.autograd.Function):
@@ -147,14 +152,18 @@ class Rotary:
 
 
 def build_positions(
-    model: ModelSettings, flow: Flow, positions_from: Callable[[Carry], torch.Tensor], dropout: nn.Module
+    model: ModelSettings,
+    flow: Flow,
+    positions_from: Callable[[Carry], torch.Tensor],
+    dropout: nn.Module,
+    stream: Stream,
 ) -> PositionsLayer:
     """The layer that the settings name; it adds nothing where positions are rotary or none."""
     if model.positions == "sinusoidal":
-        return SinusoidalPositions(model, flow, positions_from, dropout)
+        return SinusoidalPositions(model, flow, positions_from, dropout, stream)
     if model.positions == "learned":
-        return LearnedPositions(model, flow, positions_from, dropout)
-    return PositionsLayer(flow, positions_from, dropout)
+        return LearnedPositions(model, flow, positions_from, dropout, stream)
+    return PositionsLayer(flow, positions_from, dropout, stream)
 
 
 def positions_of(documents: torch.Tensor) -> torch.Tensor:

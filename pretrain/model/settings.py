@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pretrain.settings import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Settings
+from pretrain.settings import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 
 
 class InitializationSettings(Settings):
@@ -20,6 +20,41 @@ class InitializationSettings(Settings):
     section 5)."""
     residual_scale: Literal["none", "depth"] = "depth"
     """`depth`: the two projections that write to the residual stream start smaller by sqrt(2 x layers) (GPT-2, section 2.3)."""
+
+
+class MoESettings(Settings):
+    """A mixture of experts in place of the feed-forward layer (Shazeer et al. 2017; Fedus et al. 2021, Switch Transformer)."""
+
+    num_experts: PositiveInt
+    """Routed experts of a layer."""
+    experts_per_token: PositiveInt
+    """Experts that each token is sent to: k."""
+    d_ff: PositiveInt
+    """Inner width of an expert."""
+    num_shared_experts: NonNegativeInt = 0
+    """Experts that every token passes (Dai et al. 2024, DeepSeekMoE), as one feed-forward of their summed width."""
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    """Of the router's logits: over all experts, or of each by itself (DeepSeek-V3, section 2.1.2)."""
+    normalize_weights: bool = True
+    """Whether the weights of a token's k experts are divided by their sum (Mixtral, Qwen3), or are the scores as they are
+    (Switch)."""
+    routed_scale: PositiveFloat = 1.0
+    """Factor on the routed experts' output (DeepSeek-V3: 2.5)."""
+    capacity_factor: PositiveFloat | None = None
+    """Tokens that an expert takes of one sequence, in multiples of an equal share, rounded up; later ones are dropped from it.
+    None: dropless. Per sequence, so that it does not depend on the micro-batch."""
+    balance: Literal["auxiliary_loss", "bias", "none"] = "auxiliary_loss"
+    """What keeps experts equally loaded. `auxiliary_loss`: Fedus et al. 2021, equation 4, per sequence. `bias`: a bias on the
+    scores that choose, moved after each step against the load (Wang et al. 2024, Auxiliary-loss-free load balancing)."""
+    auxiliary_loss: NonNegativeFloat = 0.01
+    """Coefficient of the auxiliary loss, which is summed over layers and averaged over sequences."""
+    router_z_loss: NonNegativeFloat = 0.0
+    """Coefficient of the mean over tokens of log-sum-exp squared of the router's logits (Zoph et al. 2022, ST-MoE, equation
+    5)."""
+    bias_update_rate: PositiveFloat = 0.001
+    """Step of the bias a training step, with `balance: bias` (Wang et al. 2024, section 4)."""
+    first_dense_layers: NonNegativeInt = 0
+    """Blocks at the start of the stack that keep the plain feed-forward of `model.d_ff` (DeepSeekMoE, section 4.1.2)."""
 
 
 class ModelSettings(Settings):
@@ -45,6 +80,10 @@ class ModelSettings(Settings):
     """Width of a head; None: d_model / num_heads."""
     d_ff: PositiveInt
     """Inner width of the feed-forward layer (of each of the two halves for swiglu)."""
+    moe: MoESettings | None = None
+    """Mixture of experts in every block (of an encoder-decoder: of both stacks); None: a dense model."""
+    qk_norm: Literal["none", "head"] = "none"
+    """`head`: an RMSNorm over each head's queries and keys before rotary positions (Qwen3)."""
     max_sequence_length: PositiveInt = 2048
     """Longest sequence, in tokens; the number of rows of learned positions."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"

@@ -16,7 +16,7 @@ from pretrain.model.initialization import embedding_distribution
 from pretrain.model.layer import pass_on
 from pretrain.model.settings import ModelSettings
 from pretrain.parallel.embedding import VocabularyTable
-from pretrain.parallel.mesh import Axis
+from pretrain.parallel.sequence import ModelMesh
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,20 @@ class EmbedTokens:
     field: str
     scale: float
 
-    def __call__(self, table: VocabularyTable, carry: Carry) -> Carry:
+    def __call__(self, table: "TableLayer", carry: Carry) -> Carry:
         """Adds `hidden` (B, S, D)."""
         return pass_on(carry, self.flow, hidden=self.embed(table, carry))
 
-    def embed(self, table: VocabularyTable, carry: Carry) -> torch.Tensor:
-        """(B, S, D)."""
-        hidden = table.embed(carry[self.field])
+    def embed(self, table: "TableLayer", carry: Carry) -> torch.Tensor:
+        """(B, L, D) of the stream."""
+        hidden = table.stream.leave(table.embed(carry[self.field]))
         return hidden if self.scale == 1.0 else hidden * self.scale
 
 
 class StartDecoder(EmbedTokens):
     """Target tokens to the stream; the encoder's stream becomes the memory."""
 
-    def __call__(self, table: VocabularyTable, carry: Carry) -> Carry:
+    def __call__(self, table: "TableLayer", carry: Carry) -> Carry:
         """Replaces `hidden` (B, T, D) by (B, S, D) and adds `memory` (B, T, D)."""
         return pass_on(carry, self.flow, hidden=self.embed(table, carry), memory=carry["hidden"])
 
@@ -52,11 +52,12 @@ class ProjectToLogits:
     flow: Flow
     scale: float
 
-    def __call__(self, table: VocabularyTable, carry: Carry) -> Carry:
+    def __call__(self, table: "TableLayer", carry: Carry) -> Carry:
         """Replaces `hidden` (B, S, D) by `logits` (B, S, V/tp)."""
         hidden = carry["hidden"]
         # The stream is scaled and not the logits: D is the smaller of the two widths.
-        return pass_on(carry, self.flow, logits=table.logits(hidden if self.scale == 1.0 else hidden * self.scale))
+        scaled = hidden if self.scale == 1.0 else hidden * self.scale
+        return pass_on(carry, self.flow, logits=table.logits(table.stream.enter(scaled)))
 
 
 TableUse = EmbedTokens | ProjectToLogits
@@ -65,9 +66,10 @@ TableUse = EmbedTokens | ProjectToLogits
 class TableLayer(VocabularyTable):
     """A vocabulary table in a list of layers, with the use that its first place makes of it."""
 
-    def __init__(self, model: ModelSettings, axis: Axis, use: TableUse) -> None:
-        super().__init__(vocabulary_of(model), model.d_model, axis, weight=embedding_distribution(model))
+    def __init__(self, model: ModelSettings, mesh: ModelMesh, use: TableUse) -> None:
+        super().__init__(vocabulary_of(model), model.d_model, mesh.model, weight=embedding_distribution(model))
         self.use = use
+        self.stream = mesh.stream
 
     def forward(self, carry: Carry, use: TableUse | None = None) -> Carry:
         """The carry behind its first use, or behind the given one of a later place."""

@@ -1,6 +1,6 @@
 """A vocabulary whose rows are split over the model axis: embedding of tokens, and the projection to logits.
 
-Each rank holds V/tp rows, rounded up; what lies past the vocabulary is padding that exists in memory alone (`Shard.length`
+Each rank holds V/tp rows, rounded up; what lies past the vocabulary is padding that exists in memory alone (`Shard.lengths`
 says how much is real). A token's row is found by one rank and summed with the zeros of the others. Logits stay split: the loss
 reads them where they are (cross_entropy.py), so (B, S, V) never exists (Shoeybi et al. 2019, section 3).
 """
@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pretrain.parallel.collectives import copy_to_axis, reduce_from_axis
 from pretrain.parallel.linear import new_parameter
 from pretrain.parallel.mesh import Axis
 from pretrain.parallel.random import Distribution
@@ -22,19 +21,19 @@ class VocabularyTable(nn.Module):
     def __init__(self, vocab_size: int, d_model: int, axis: Axis, *, weight: Distribution) -> None:
         super().__init__()
         self.axis = axis
-        self.weight = new_parameter((vocab_size, d_model), weight, axis, 0)
+        self.weight = new_parameter((vocab_size, d_model), weight, {0: axis})
         shard = shard_of(self.weight)
-        self.first, self.real = shard.start, shard.length
+        self.first, self.real = shard.starts[0], shard.lengths[0]
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, S) ids to (B, S, D), whole on every rank."""
+        """(B, S) ids to this rank's addend of (B, S, D); it has yet to pass `Stream.leave`."""
         if self.axis.size == 1:
             return F.embedding(tokens, self.weight)
         local = tokens - self.first
         foreign = (local < 0) | (local >= self.real)
         rows = F.embedding(local.masked_fill(foreign, 0), self.weight)
-        return reduce_from_axis(rows.masked_fill(foreign.unsqueeze(-1), 0.0), self.axis)
+        return rows.masked_fill(foreign.unsqueeze(-1), 0.0)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(B, S, D) to (B, S, V/tp); columns past the real ones mean nothing and are left out by the loss."""
-        return F.linear(copy_to_axis(hidden, self.axis), self.weight)
+        """(B, S, D), past `Stream.enter`, to (B, S, V/tp); the loss leaves out the columns past the real ones."""
+        return F.linear(hidden, self.weight)

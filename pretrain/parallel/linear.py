@@ -4,15 +4,15 @@ A column-parallel layer holds rows of the weight (F_out/tp, F_in) and makes its 
 input; a row-parallel layer holds columns (F_out, F_in/tp) and makes a partial sum of all output features from its part of the
 input. A pair of them costs one all-reduce forward and one backward.
 
-The caller makes them: what enters a column-parallel layer must have passed `copy_to_axis`, what leaves a row-parallel one
-must pass `reduce_from_axis`. Layers that read one input (query and key-value, up and gate) or whose outputs are added (the
-branches of a parallel block) then share one all-reduce.
+The caller makes them: what enters a column-parallel layer must have passed `Stream.enter`, what leaves a row-parallel one
+must pass `Stream.leave` (sequence.py). Layers that read one input (query and key-value, up and gate) or whose outputs are added
+(the branches of a parallel block) then share one all-reduce.
 
 Not taken: torch's DTensor parallel styles (DeepSpeed's flat buffers do not take DTensors), packed projections with a
 permuted storage order (every reader of a checkpoint would have to know the permutation).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -25,23 +25,16 @@ from pretrain.parallel.shard import Shard, set_shard, shard_of
 
 
 def new_parameter(
-    shape: Sequence[int], distribution: Distribution, axis: Axis | None = None, dim: int | None = None
+    shape: Sequence[int], distribution: Distribution, axes: Mapping[int, Axis] | None = None
 ) -> nn.Parameter:
-    """An undrawn parameter with its record: replicated, or an equal part along `dim`, padded where it does not divide.
+    """An undrawn parameter with its record: equal parts along the dims of `axes`, padded where one does not divide.
 
     Args:
         shape: of the global parameter.
         distribution: its initial values, drawn by `place` once the global name is known.
-        axis: the model axis, where the parameter is split.
-        dim: dim to split.
+        axes: dims that are split, and over which axis.
     """
-    local = list(shape)
-    shard = Shard(tuple(shape))
-    if axis is not None and dim is not None:
-        part = -(-shape[dim] // axis.size)
-        start = min(part * axis.rank, shape[dim])
-        local[dim] = part
-        shard = Shard(tuple(shape), dim, start, min(part, shape[dim] - start))
+    shard, local = Shard.split(tuple(shape), axes or {})
     parameter = nn.Parameter(torch.empty(local))
     set_shard(parameter, shard)
     parameter.distribution = distribution  # type: ignore[attr-defined]
@@ -70,11 +63,11 @@ class ColumnParallelLinear(nn.Module):
     ) -> None:
         super().__init__()
         assert out_features % axis.size == 0, f"{out_features} output features over {axis.size} ranks"
-        self.weight = new_parameter((out_features, in_features), weight, axis, 0)
-        self.bias = None if bias is None else new_parameter((out_features,), bias, axis, 0)
+        self.weight = new_parameter((out_features, in_features), weight, {0: axis})
+        self.bias = None if bias is None else new_parameter((out_features,), bias, {0: axis})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., F_in), whole and past `copy_to_axis`, to (..., F_out/tp)."""
+        """(..., F_in), past `Stream.enter`, to (..., F_out/tp)."""
         return F.linear(x, self.weight, self.bias)
 
 
@@ -89,7 +82,7 @@ class ReplicatedLinear(nn.Module):
         self.bias = None if bias is None else new_parameter((out_features,), bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., F_in), whole and *not* past `copy_to_axis`, to (..., F_out)."""
+        """(..., F_in), past `Stream.enter` and `gradient_once`, to (..., F_out)."""
         return F.linear(x, self.weight, self.bias)
 
 
@@ -108,7 +101,7 @@ class RowParallelLinear(nn.Module):
         super().__init__()
         assert in_features % axis.size == 0, f"{in_features} input features over {axis.size} ranks"
         self.axis = axis
-        self.weight = new_parameter((out_features, in_features), weight, axis, 1)
+        self.weight = new_parameter((out_features, in_features), weight, {1: axis})
         self.bias = None if bias is None else new_parameter((out_features,), bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

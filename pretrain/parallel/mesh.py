@@ -1,4 +1,4 @@
-"""ProcessMesh: a layout and its live process groups, passed by hand.
+"""ProcessMesh: a layout and its live process groups, passed by hand; ModelMesh: what of it the layers of a model see.
 
 A group of one rank is the normal case and holds no process group, so that model code never asks whether it is distributed:
 a collective over an axis of size 1 returns its input. One process without torch.distributed is `ProcessMesh.single()`.
@@ -25,6 +25,11 @@ class Axis:
     group: dist.ProcessGroup | None
     """None for a group of one."""
 
+    @staticmethod
+    def single(name: AxisName) -> "Axis":
+        """An axis of one rank."""
+        return Axis(name, 0, (0,), None)
+
     @property
     def size(self) -> int:
         """Number of ranks in the group."""
@@ -33,20 +38,29 @@ class Axis:
 
 @dataclass(frozen=True)
 class ProcessMesh:
-    """A layout with this rank's three axes and its device."""
+    """A layout with this rank's axes and its device."""
 
     layout: ParallelLayout
     rank: int
     device: torch.device
     pipe: Axis
     data: Axis
+    """Ranks over which gradients are averaged: batch x ring x ulysses."""
     model: Axis
+    batch: Axis
+    """Ranks that take other samples."""
+    ring: Axis
+    ulysses: Axis
+    expert: Axis
+    """Ranks that hold other experts: consecutive ones of the data axis."""
+    expert_data: Axis
+    """Ranks that hold the same experts."""
 
     @staticmethod
     def single(device: torch.device | None = None) -> "ProcessMesh":
         """One process, no torch.distributed."""
-        pipe, data, model = (Axis(name, 0, (0,), None) for name in AXIS_NAMES)
-        return ProcessMesh(ParallelLayout(), 0, device or torch.device("cpu"), pipe, data, model)
+        axes = {name: Axis.single(name) for name in AXIS_NAMES}
+        return ProcessMesh(ParallelLayout(), 0, device or torch.device("cpu"), **axes)
 
     @staticmethod
     def create(layout: ParallelLayout, device: torch.device) -> "ProcessMesh":
@@ -58,11 +72,13 @@ class ProcessMesh:
         if world != layout.world_size:
             raise ValueError(f"layout {layout.describe()} has {layout.world_size} ranks, the world has {world}")
         axes: dict[str, Axis] = {}
+        groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
         for name in AXIS_NAMES:
             for ranks in layout.groups(name):
-                group = dist.new_group(list(ranks)) if len(ranks) > 1 else None
+                if len(ranks) > 1 and ranks not in groups:  # axes that are the same ranks share a group
+                    groups[ranks] = cast("dist.ProcessGroup | None", dist.new_group(list(ranks)))
                 if rank in ranks:
-                    axes[name] = Axis(name, ranks.index(rank), ranks, cast("dist.ProcessGroup | None", group))
+                    axes[name] = Axis(name, ranks.index(rank), ranks, groups.get(ranks))
         return ProcessMesh(layout, rank, device, **axes)
 
     @property

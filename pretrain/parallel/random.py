@@ -96,18 +96,25 @@ def draw_(local: torch.Tensor, shard: Shard, distribution: Distribution, seed: i
         return
     assert shard.name, "a parameter is drawn under its global name"
     key = stream_key(seed, "initialization", shard.name)
-    rows = real.view(-1, real.shape[-1]) if real.dim() > 1 else real.view(1, -1)
-    width = shard.shape[-1]
-    split_columns = shard.dim == len(shard.shape) - 1
-    first_column = shard.start if split_columns else 0
-    first_row = shard.start * math.prod(shard.shape[1:-1]) if shard.dim == 0 and not split_columns else 0
-    assert shard.dim is None or split_columns or shard.dim == 0, "a split along a middle dim has no row range"
-    columns = torch.arange(first_column, first_column + rows.shape[1], device=local.device)
+    rows = real.reshape(-1, real.shape[-1])
+    row_starts = _row_offsets(shard, local.device)
+    columns = torch.arange(shard.starts[-1], shard.starts[-1] + shard.lengths[-1], device=local.device)
     step = max(1, _CHUNK // max(1, rows.shape[1]))
     for start in range(0, rows.shape[0], step):
-        part = rows[start : start + step]
-        index = torch.arange(first_row + start, first_row + start + part.shape[0], device=local.device)
-        part.copy_(_values(key, (index * width).unsqueeze(1) + columns, distribution))
+        index = row_starts[start : start + step].unsqueeze(1) + columns
+        rows[start : start + step] = _values(key, index, distribution)
+    if rows.data_ptr() != real.data_ptr():  # padded along an inner dim: the reshape was a copy
+        real.copy_(rows.view(real.shape))
+
+
+def _row_offsets(shard: Shard, device: torch.device) -> torch.Tensor:
+    """(rows,) int64: the global index of the first element of each row that the shard takes part in."""
+    offsets = torch.zeros(1, dtype=torch.int64, device=device)
+    for dim in range(len(shard.shape) - 1):
+        stride = math.prod(shard.shape[dim + 1 :])
+        along = torch.arange(shard.starts[dim], shard.starts[dim] + shard.lengths[dim], device=device) * stride
+        offsets = (offsets.unsqueeze(1) + along).flatten()
+    return offsets
 
 
 def _values(key: int, index: torch.Tensor, distribution: Normal | Uniform) -> torch.Tensor:

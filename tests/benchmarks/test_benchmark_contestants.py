@@ -10,14 +10,14 @@ from pretrain.model.flops import num_parameters
 from pretrain.model.layers import LayerStack, build_layers
 from pretrain.model.settings import ModelSettings
 from pretrain.optim.settings import OptimizerSettings
-from pretrain.parallel.mesh import ProcessMesh
+from pretrain.parallel.sequence import ModelMesh
 
 MODEL = ModelSettings(vocab_size=61, d_model=32, num_layers=2, num_heads=4, d_ff=128, max_sequence_length=16)
 CONFIG = run_config(MODEL, "fp32", batch_sequences=4, micro_batch_sequences=2)
 
 
 def stack() -> LayerStack:
-    return LayerStack(build_layers(MODEL, ProcessMesh.single().model, seed=1))
+    return LayerStack(build_layers(MODEL, ModelMesh(), seed=1))
 
 
 def minimal_with_weights_of(layers: LayerStack) -> MinimalGPT:

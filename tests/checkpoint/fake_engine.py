@@ -120,23 +120,18 @@ class FakeEngine:
     def _local(self, name: str) -> tuple[Shard, tuple[int, ...]]:
         spec, tp = self.specs[name], self.mesh.model.size
         if spec.dim is None or tp == 1:
-            return Shard(spec.shape, name=name), spec.shape
-        size = ceil(spec.shape[spec.dim] / tp)
-        start = size * self.mesh.model.rank
-        length = max(0, min(size, spec.shape[spec.dim] - start))
-        shape = list(spec.shape)
-        shape[spec.dim] = size
-        return Shard(spec.shape, spec.dim, start, length, name), tuple(shape)
+            return Shard.whole(spec.shape, name), spec.shape
+        shard, local = Shard.split(spec.shape, {spec.dim: self.mesh.model})
+        return shard.named(name), local
 
     def _writes(self, name: str, shard: Shard) -> bool:
         tied_copy = name == TIED and not self.mesh.is_first_stage
-        return not tied_copy and (shard.dim is not None or self.mesh.model.rank == 0)
+        return not tied_copy and ("model" in shard.split_over or self.mesh.model.rank == 0)
 
 
 def _local_values(whole: torch.Tensor, shard: Shard, shape: tuple[int, ...]) -> torch.Tensor:
     local = torch.full(shape, -7.0)  # what pads a vocabulary may be anything
-    if shard.length or shard.dim is None:
-        shard.real(local).copy_(shard.of(whole))
+    shard.real(local).copy_(shard.of(whole))
     return local
 
 

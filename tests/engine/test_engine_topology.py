@@ -23,14 +23,14 @@ def test_layout_is_deepspeeds_topology(pp: int, dp: int, tp: int) -> None:
         here, there = layout.coordinates(rank), topology.get_coord(rank)
         assert (here.pipe, here.data, here.model) == (there.pipe, there.data, there.model)
         assert layout.rank(here.pipe, here.data, here.model) == rank
-    for axis in AXIS_NAMES:
+    for axis in AXIS_NAMES[:3]:
         theirs = {tuple(ranks) for ranks in topology.get_axis_comm_lists(axis)}
         if layout.size(axis) > 1:
             assert set(layout.groups(axis)) == theirs
 
 
 def test_every_rank_is_in_one_group_of_each_axis() -> None:
-    layout = ParallelLayout(pp=2, dp=3, tp=2)
+    layout = ParallelLayout(pp=2, dp=3, tp=2, ring=2, ulysses=2, ep=3)
     for axis in AXIS_NAMES:
         members = sorted(rank for group in layout.groups(axis) for rank in group)
         assert members == list(range(layout.world_size))
@@ -63,3 +63,18 @@ def test_more_stages_than_layers_cannot_be_cut() -> None:
 
     with pytest.raises(ValueError, match="3 layers cannot fill 4"):
         balance([1.0, 1.0, 1.0], 4)
+
+
+def test_the_data_axis_is_a_grid_of_batch_ring_and_ulysses_with_experts_across() -> None:
+    layout = ParallelLayout(dp=2, ring=2, ulysses=2, ep=4)
+    assert layout.groups("ulysses") == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    assert layout.groups("ring") == [(0, 2), (1, 3), (4, 6), (5, 7)]
+    assert layout.groups("batch") == [(0, 4), (1, 5), (2, 6), (3, 7)]
+    assert layout.groups("expert") == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert layout.groups("expert_data") == [(0, 4), (1, 5), (2, 6), (3, 7)]
+    assert layout.groups("data") == [tuple(range(8))]
+
+
+def test_experts_that_do_not_divide_the_data_axis_are_refused() -> None:
+    with pytest.raises(ValueError, match="ep=3 must divide the 4 ranks"):
+        ParallelLayout(dp=4, ep=3)

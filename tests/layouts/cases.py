@@ -8,10 +8,11 @@ rises above the rounding noise of fp32, which Adam would otherwise blow up to wh
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import yaml
 
 from pretrain.config import RunConfig
 from pretrain.data.micro_batch import IGNORED, MicroBatch
@@ -42,29 +43,34 @@ class Case:
     def is_encoder_decoder(self) -> bool:
         return self.model.get("architecture") == "encoder_decoder"
 
-    def config(self, layout: ParallelLayout, zero_stage: int) -> RunConfig:
+    def config(self, setup: "Setup") -> RunConfig:
         """The run config of this case in a layout."""
+        layout = setup.layout
+        split = "enabled" if layout.tp > 1 and layout.pp > 1 else "disabled"
         data: dict[str, Any] = {"dir": "unused", "sequence_length": LENGTH}
         if self.is_encoder_decoder:
             data |= {"objective": "seq2seq", "source_length": SOURCE_LENGTH}
-        return RunConfig.model_validate(
-            {
-                "name": self.name,
-                "model": _SIZE | self.model,
-                "layout": {"pp": layout.pp, "dp": layout.dp, "tp": layout.tp, "zero_stage": zero_stage},
-                "data": data,
-                "optimizer": {"peak_lr": 1e-3, "epsilon": 1e-6, "weight_decay": 0.1, "clip_norm": 0.03},
-                "schedule": self.schedule,
-                "train": {
-                    "steps": TOTAL_STEPS,
-                    "global_batch_tokens": SEQUENCES * LENGTH,
-                    "micro_batch_sequences": MICRO_SEQUENCES,
-                    "precision": "fp32",
-                    "device": "cpu",
-                    "loss": self.loss,
-                },
-            }
-        )
+        tree: dict[str, Any] = {
+            "name": self.name,
+            "model": _SIZE | self.model,
+            "layout": asdict(layout) | {"zero_stage": setup.zero_stage, "sequence_parallel": split},
+            "data": data,
+            "optimizer": {"peak_lr": 1e-3, "epsilon": 1e-6, "weight_decay": 0.1, "clip_norm": 0.03},
+            "schedule": self.schedule,
+            "train": {
+                "steps": TOTAL_STEPS,
+                "global_batch_tokens": SEQUENCES * LENGTH,
+                "micro_batch_sequences": MICRO_SEQUENCES,
+                "precision": "fp32",
+                "device": "cpu",
+                "loss": self.loss,
+            },
+        }
+        for text in setup.more:
+            path, value = text.split("=")
+            section, name = path.split(".")
+            tree[section] |= {name: yaml.safe_load(value)}
+        return RunConfig.model_validate(tree)
 
 
 _SIZE = {
@@ -137,12 +143,14 @@ class Setup:
 
     layout: ParallelLayout
     zero_stage: int = 1
+    more: tuple[str, ...] = ()
+    """Further settings, such as `train.recompute=full`."""
 
     @property
     def name(self) -> str:
-        axes = (("pp", self.layout.pp), ("dp", self.layout.dp), ("tp", self.layout.tp))
-        split = "_".join(f"{axis}{size}" for axis, size in axes if size > 1) or "one"
-        return split if self.zero_stage == 1 else f"{split}_zero{self.zero_stage}"
+        split = "_".join(f"{axis}{size}" for axis, size in asdict(self.layout).items() if size > 1) or "one"
+        zero = () if self.zero_stage == 1 else (f"zero{self.zero_stage}",)
+        return "_".join((split, *zero, *(text.split(".")[1] for text in self.more)))
 
 
 ONE = Setup(ParallelLayout())

@@ -53,7 +53,7 @@ def judge(trace: Callable[[str], Trace]) -> Judge:
     """Compares what the ranks of a layout recorded of a case with its reference."""
 
     def compare_with_reference(case_name: str, setup: Setup, recordings: list[Recording]) -> Verdict:
-        expected, config = trace(case_name), CASES[case_name].config(setup.layout, setup.zero_stage)
+        expected, config = trace(case_name), CASES[case_name].config(setup)
         return compare(recordings, expected.initial, expected.reference, config.model, config.optimizer)
 
     return compare_with_reference

@@ -62,7 +62,7 @@ def _partial_sums_not_summed() -> AbstractContextManager[Any]:
 
 def _every_rank_draws_the_first_shard() -> AbstractContextManager[Any]:
     def change(draw: Any) -> Any:
-        return lambda local, shard, *rest: draw(local, replace(shard, start=0), *rest)
+        return lambda local, shard, *rest: draw(local, replace(shard, starts=(0,) * len(shard.shape)), *rest)
 
     return _replaced(linear, "draw_", change)
 

@@ -141,7 +141,7 @@ def _compare_steps(verdict: Verdict, steps: Sequence[StepResult], reference: Ref
 
 def _note(verdict: Verdict, quantity: Quantity, value: float, piece: Fragment) -> None:
     if not value <= verdict[quantity].value:
-        verdict[quantity] = Deviation(value, f"{piece.shard.name} (dim {piece.shard.dim} from {piece.shard.start})")
+        verdict[quantity] = Deviation(value, f"{piece.shard.name} (part from {piece.shard.starts})")
 
 
 def _relative(

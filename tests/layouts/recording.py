@@ -40,7 +40,7 @@ def start_engine(case_name: str, setup: Setup) -> Engine:
     """The engine of a case in a layout; every rank of the world calls it."""
     device = start_world("cpu")
     mesh = ProcessMesh.create(setup.layout, device)
-    return build_engine(CASES[case_name].config(setup.layout, setup.zero_stage), mesh, TOTAL_STEPS)
+    return build_engine(CASES[case_name].config(setup), mesh, TOTAL_STEPS)
 
 
 def record(case_name: str, setup: Setup, steps: int = STEPS) -> Recording:
@@ -60,7 +60,7 @@ def record(case_name: str, setup: Setup, steps: int = STEPS) -> Recording:
 def reference_run(case_name: str, start: dict[str, torch.Tensor]) -> ReferenceRun:
     """The reference's five steps of a case."""
     case = CASES[case_name]
-    config = case.config(ONE.layout, ONE.zero_stage)
+    config = case.config(ONE)
     return train(
         ReferenceModel(config.model, counter_dropout(config.run.seed)),
         start,

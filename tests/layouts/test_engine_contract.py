@@ -173,7 +173,7 @@ def test_evaluation_is_the_plain_cross_entropy_without_dropout(lives: list[Life]
     case = CASES[CASE]
     weights = whole_tensors(_all(lives, "saved", "weight"))
     batch = global_batch(case, 0)
-    model = ReferenceModel(case.config(SETUPS[0].layout, 0).model, dropout=lambda *_: torch.ones(()))
+    model = ReferenceModel(case.config(SETUPS[0]).model, dropout=lambda *_: torch.ones(()))
     logits = model.logits({name: weight.double() for name, weight in weights.items()}, batch)
     for position in range(LENGTH):
         column = slice(position, position + 1)

@@ -6,11 +6,11 @@ import torch
 
 from pretrain.model.layers import LayerStack, build_layers
 from pretrain.model.settings import ModelSettings
-from pretrain.parallel.mesh import Axis, ProcessMesh
 from pretrain.parallel.random import Normal, draw_
+from pretrain.parallel.sequence import ModelMesh
 from pretrain.parallel.shard import shard_of
 
-SINGLE = ProcessMesh.single().model
+SINGLE = ModelMesh()
 VOCABULARY = 37
 LENGTH = 12
 
@@ -62,9 +62,9 @@ def settings(family: str = "gpt", **changes: Any) -> ModelSettings:
     return ModelSettings(**{**_BASE, **FAMILIES[family], **changes})
 
 
-def build(model: ModelSettings, axis: Axis = SINGLE, seed: int = 7) -> LayerStack:
+def build(model: ModelSettings, mesh: ModelMesh = SINGLE, seed: int = 7) -> LayerStack:
     """The model with vectors (biases, norm weights) moved off their first values, where a fault would not show."""
-    stack = LayerStack(build_layers(model, axis, seed=seed))
+    stack = LayerStack(build_layers(model, mesh, seed=seed))
     for name, parameter in stack.named_parameters():
         if parameter.dim() == 1:
             shift = torch.zeros_like(parameter)

@@ -50,7 +50,7 @@ def test_self_attention_is_the_formula(kv_heads: int | None, head_dim: int | Non
     mask = Masks().causal(documents, torch.float32)
     assert mask.causal == (masked == "causal")
     allowed = torch.ones(9, 9).tril().bool() & (documents[0][:, None] == documents[0])
-    found = attention(x, x, x, mask)
+    found = attention(x, x, mask)
     torch.testing.assert_close(found.double(), _by_formula(attention, x, x, allowed), atol=1e-5, rtol=1e-5)
 
 
@@ -58,7 +58,7 @@ def test_attention_to_another_stream_is_the_formula() -> None:
     attention = _attention()
     x, memory = torch.randn(2, 9, 32), torch.randn(2, 5, 32)
     everything = torch.ones(9, 5).bool()
-    found = attention(x, memory, memory, Mask())
+    found = attention(x, memory, Mask())
     torch.testing.assert_close(found.double(), _by_formula(attention, x, memory, everything), atol=1e-5, rtol=1e-5)
 
 
@@ -68,10 +68,10 @@ def test_a_dropped_probability_takes_its_value_away_and_the_rest_make_up(kv_head
     attention = _attention(attention_dropout=0.3, num_kv_heads=kv_heads)
     x = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(0))
     mask = Mask(causal=True)
-    expected = attention.eval()(x, x, x, mask)
+    expected = attention.eval()(x, x, mask)
     attention.train()
     many = x.expand(4000, -1, -1)
-    dropped = attention(many, many, many, mask, None, torch.arange(4000))
+    dropped = attention(many, many, mask, None, torch.arange(4000))
     error = dropped.std(0) / math.sqrt(4000)
     assert ((dropped.mean(0) - expected[0]).abs() < 5 * error + 1e-4).all()
     assert (dropped[0] - expected[0]).abs().max() > 1e-2

@@ -86,7 +86,7 @@ def test_memory_is_dropped_by_the_last_layer_that_attends_to_it() -> None:
             ],
             "`memory` leaves layer a but no later layer reads it",
         ),
-        ([("a", Flow(frozenset({"tokens"}), frozenset({"logits"})))], "must leave `logits` alone"),
+        ([("a", Flow(frozenset({"tokens"}), frozenset({"logits"})))], "must leave `logits` or `losses` alone"),
         ([("a", Flow(frozenset(), frozenset({"mask"})))], "unknown fields in the carry"),
     ],
 )

@@ -13,12 +13,12 @@ _DROPPING = [name for name in FAMILIES if "dropout" in name]
 
 
 def test_nothing_stands_where_nothing_is_dropped() -> None:
-    assert isinstance(build_dropout(0.0, 0, "x"), KeepAll)
+    assert isinstance(build_dropout(0.0, 0, "x", SINGLE.stream), KeepAll)
     assert not any(isinstance(module, Dropout) for module in build(settings("gpt")).modules())
 
 
 def test_dropout_keeps_its_share_and_the_expectation() -> None:
-    drop = Dropout(0.25, seed=1, name="here")
+    drop = Dropout(0.25, seed=1, name="here", stream=SINGLE.stream)
     x = torch.ones(50, 40, 64)
     y = drop(x, torch.arange(50))
     kept = y != 0
@@ -27,7 +27,7 @@ def test_dropout_keeps_its_share_and_the_expectation() -> None:
 
 
 def test_the_gradient_passes_where_the_value_did() -> None:
-    drop = Dropout(0.5, seed=1, name="here")
+    drop = Dropout(0.5, seed=1, name="here", stream=SINGLE.stream)
     x = torch.randn(3, 4, 10, requires_grad=True)
     y = drop(x, torch.arange(3))
     y.sum().backward()
@@ -38,11 +38,14 @@ def test_the_gradient_passes_where_the_value_did() -> None:
 def test_a_mask_depends_on_seed_place_and_sample_alone() -> None:
     x = torch.ones(4, 5, 64)
     samples = torch.tensor([7, 8, 9, 10])
-    here = Dropout(0.5, seed=1, name="here")
+    here = Dropout(0.5, seed=1, name="here", stream=SINGLE.stream)
     assert torch.equal(here(x, samples), here(x, samples)), "nothing is consumed"
     assert torch.equal(here(x[1:3], samples[1:3]), here(x, samples)[1:3]), "whatever the micro-batch"
     assert torch.equal(here(x, samples.flip(0)), here(x, samples).flip(0))
-    for other in (Dropout(0.5, seed=2, name="here"), Dropout(0.5, seed=1, name="there")):
+    for other in (
+        Dropout(0.5, seed=2, name="here", stream=SINGLE.stream),
+        Dropout(0.5, seed=1, name="there", stream=SINGLE.stream),
+    ):
         assert 0.3 < ((other(x, samples) != 0) == (here(x, samples) != 0)).double().mean() < 0.7
     assert 0.3 < ((here(x, samples + 4) != 0) == (here(x, samples) != 0)).double().mean() < 0.7
 

@@ -16,7 +16,7 @@ from tests.model.small_models import SINGLE, build, random_inputs, settings
 
 
 def _norm(**changes: Any) -> Norm:
-    norm = Norm(settings("gpt", **changes))
+    norm = Norm(settings("gpt", **changes), SINGLE.stream)
     place(norm, "norm", seed=0)
     for parameter in norm.parameters():
         parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
@@ -90,7 +90,7 @@ def _hidden_behind_first_block(**changes: Any) -> tuple[torch.Tensor, torch.Tens
 
 def _branches(block: torch.nn.Module) -> tuple[Any, Any]:
     attention, feed_forward = block.get_submodule("attention"), block.get_submodule("feed_forward")
-    return lambda h: attention(h, h, h, Mask(causal=True)), feed_forward
+    return lambda h: attention(h, h, Mask(causal=True)), feed_forward
 
 
 def test_a_pre_norm_block_adds_branches_of_the_normed_stream() -> None:

@@ -9,7 +9,8 @@ from torch import nn
 from pretrain.model.settings import ModelSettings
 from pretrain.parallel.cross_entropy import vocabulary_parallel_cross_entropy
 from pretrain.parallel.layout import ParallelLayout
-from pretrain.parallel.mesh import Axis, ProcessMesh
+from pretrain.parallel.mesh import ProcessMesh
+from pretrain.parallel.sequence import ModelMesh, SplitStream, Stream, WholeStream
 from pretrain.parallel.shard import shard_of
 from tests.model.small_models import FAMILIES, SINGLE, build, random_inputs, random_labels, settings
 from tests.worlds import World
@@ -18,8 +19,8 @@ _BOUND = 2e-5
 
 
 @cache
-def _axis(tp: int) -> Axis:
-    return ProcessMesh.create(ParallelLayout(dp=4 // tp, tp=tp), torch.device("cpu")).model
+def _mesh(tp: int, stream: type[Stream] = WholeStream) -> ModelMesh:
+    return ModelMesh.of(ProcessMesh.create(ParallelLayout(dp=4 // tp, tp=tp), torch.device("cpu")), stream)
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -27,9 +28,9 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-6))
 
 
-def _run(model: ModelSettings, axis: Axis) -> tuple[nn.Module, torch.Tensor, dict[str, torch.Tensor]]:
+def _run(model: ModelSettings, mesh: ModelMesh) -> tuple[nn.Module, torch.Tensor, dict[str, torch.Tensor]]:
     """The model after a backward, its logits, and the gradients of what passed between its layers."""
-    stack = build(model, axis)
+    stack = build(model, mesh)
     streams: dict[str, torch.Tensor] = {}
 
     def keep(name: str):
@@ -45,22 +46,24 @@ def _run(model: ModelSettings, axis: Axis) -> tuple[nn.Module, torch.Tensor, dic
             module.register_forward_hook(keep(name))
     inputs = random_inputs(model)
     logits = stack(inputs)
-    losses = vocabulary_parallel_cross_entropy(logits, random_labels(model, inputs), axis, model.vocab_size or 0, 0.1)
+    losses = vocabulary_parallel_cross_entropy(
+        logits, random_labels(model, inputs), mesh.model, model.vocab_size or 0, 0.1
+    )
     (losses.objective + 1e-2 * losses.log_z**2).sum().backward()
     gradients = {name: stream.grad for name, stream in streams.items() if stream.grad is not None}
     assert len(gradients) == len(streams) >= 3
     return stack, logits, gradients
 
 
-def _differences(family: str, tp: int) -> dict[str, float]:
-    model, axis = settings(family), _axis(tp)
+def _differences(family: str, tp: int, stream: type[Stream]) -> dict[str, float]:
+    model, mesh = settings(family), _mesh(tp, stream)
     whole, whole_logits, whole_gradients = _run(model, SINGLE)
-    split, split_logits, split_gradients = _run(model, axis)
-    first = split_logits.shape[-1] * axis.rank
-    real = shard_of(next(iter(split.parameters()))).length
+    split, split_logits, split_gradients = _run(model, mesh)
+    first = split_logits.shape[-1] * mesh.model.rank
+    real = shard_of(next(iter(split.parameters()))).lengths[0]
     found = {"logits": _difference(split_logits[..., :real], whole_logits[..., first : first + real])}
     for name, gradient in whole_gradients.items():
-        found[f"gradient behind {name}"] = _difference(split_gradients[name], gradient)
+        found[f"gradient behind {name}"] = _difference(split_gradients[name], mesh.stream.take(gradient))
     parameters = dict(split.named_parameters())
     assert list(parameters) == [name for name, _ in whole.named_parameters()]
     for name, parameter in whole.named_parameters():
@@ -76,15 +79,15 @@ def _differences(family: str, tp: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("tp", [2, 4])
-def test_a_model_is_the_same_under_tensor_parallelism(world: World, family: str, tp: int) -> None:
-    for rank, found in enumerate(world.run(_differences, family, tp)):
+@pytest.mark.parametrize(("tp", "stream"), [(2, WholeStream), (4, WholeStream), (2, SplitStream)])
+def test_a_model_is_the_same_under_tensor_parallelism(world: World, family: str, tp: int, stream: type[Stream]) -> None:
+    for rank, found in enumerate(world.run(_differences, family, tp, stream)):
         worst = max(found, key=lambda name: found[name])
         assert found[worst] < _BOUND, f"rank {rank}: {worst} is off by {found[worst]:.2e}"
 
 
 def _replicated_gradients(family: str) -> dict[str, list[float]]:
-    stack, _, _ = _run(settings(family), _axis(2))
+    stack, _, _ = _run(settings(family), _mesh(2))
     return {
         name: parameter.grad.flatten().tolist()
         for name, parameter in stack.named_parameters()

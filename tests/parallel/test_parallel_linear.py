@@ -81,9 +81,9 @@ def test_parts_cover_a_parameter_once_and_pad_the_last(rows: int, tp: int, parts
     found = []
     for rank in range(tp):
         axis = Axis("model", rank, tuple(range(tp)), None)
-        parameter = new_parameter((rows, 3), _INIT, axis, 0)
+        parameter = new_parameter((rows, 3), _INIT, {0: axis})
         shard = shard_of(parameter)
-        found.append((shard.start, shard.length, parameter.shape[0]))
+        found.append((shard.starts[0], shard.lengths[0], parameter.shape[0]))
     assert found == parts
 
 

@@ -20,33 +20,35 @@ def _draw(shard: Shard, local: tuple[int, ...], distribution: Distribution, seed
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("parts", [2, 3, 4, 5])
 def test_parts_are_bit_equal_to_the_whole(distribution: Distribution, dim: int, parts: int) -> None:
-    whole = _draw(Shard(_SHAPE, name="w"), _SHAPE, distribution)
+    whole = _draw(Shard.whole(_SHAPE, "w"), _SHAPE, distribution)
     size = -(-_SHAPE[dim] // parts)
     pieces = []
     for part in range(parts):
         start = min(part * size, _SHAPE[dim])
-        shard = Shard(_SHAPE, dim, start, min(size, _SHAPE[dim] - start), "w")
+        length = min(size, _SHAPE[dim] - start)
+        starts = tuple(start if d == dim else 0 for d in range(len(_SHAPE)))
+        shard = Shard(_SHAPE, starts, tuple(length if d == dim else n for d, n in enumerate(_SHAPE)), name="w")
         local = tuple(size if d == dim else n for d, n in enumerate(_SHAPE))
         tensor = _draw(shard, local, distribution)
         pieces.append(shard.real(tensor))
-        assert not tensor.narrow(dim, shard.length, size - shard.length).any(), "padding is 0"
+        assert not tensor.narrow(dim, length, size - length).any(), "padding is 0"
     assert torch.equal(torch.cat(pieces, dim), whole)
 
 
 def test_parts_of_a_vector_are_bit_equal_to_the_whole() -> None:
-    whole = _draw(Shard((10,), name="b"), (10,), Normal(1.0))
-    assert torch.equal(_draw(Shard((10,), 0, 4, 3, "b"), (3,), Normal(1.0)), whole[4:7])
+    whole = _draw(Shard.whole((10,), "b"), (10,), Normal(1.0))
+    assert torch.equal(_draw(Shard((10,), (4,), (3,), name="b"), (3,), Normal(1.0)), whole[4:7])
 
 
 def test_slices_of_a_large_tensor_agree_across_the_chunks_of_a_draw() -> None:
     shape = (700, 401)
-    whole = _draw(Shard(shape, name="w"), shape, Normal(1.0))
-    assert torch.equal(_draw(Shard(shape, 0, 331, 17, "w"), (17, 401), Normal(1.0)), whole[331:348])
-    assert torch.equal(_draw(Shard(shape, 1, 200, 201, "w"), (700, 201), Normal(1.0)), whole[:, 200:])
+    whole = _draw(Shard.whole(shape, "w"), shape, Normal(1.0))
+    assert torch.equal(_draw(Shard(shape, (331, 0), (17, 401), name="w"), (17, 401), Normal(1.0)), whole[331:348])
+    assert torch.equal(_draw(Shard(shape, (0, 200), (700, 201), name="w"), (700, 201), Normal(1.0)), whole[:, 200:])
 
 
 def test_normal_values_have_the_moments_and_tails_of_the_distribution() -> None:
-    values = _draw(Shard((1000, 1000), name="w"), (1000, 1000), Normal(0.02)).double() / 0.02
+    values = _draw(Shard.whole((1000, 1000), "w"), (1000, 1000), Normal(0.02)).double() / 0.02
     n = values.numel()
     assert abs(values.mean()) < 4 / math.sqrt(n)
     assert abs(values.var() - 1) < 4 * math.sqrt(2 / n)
@@ -57,13 +59,13 @@ def test_normal_values_have_the_moments_and_tails_of_the_distribution() -> None:
 
 
 def test_rows_columns_and_neighbours_are_uncorrelated() -> None:
-    values = _draw(Shard((512, 512), name="w"), (512, 512), Normal(1.0)).double()
+    values = _draw(Shard.whole((512, 512), "w"), (512, 512), Normal(1.0)).double()
     for other in (values.roll(1, 1), values.roll(1, 0), values.roll(2, 1), values.T):
         assert abs((values * other).mean()) < 4 * math.sqrt(2) / 512
 
 
 def test_uniform_values_fill_their_interval_evenly() -> None:
-    values = _draw(Shard((1000, 1000), name="w"), (1000, 1000), Uniform(0.5))
+    values = _draw(Shard.whole((1000, 1000), "w"), (1000, 1000), Uniform(0.5))
     counts = values.histc(20, -0.5, 0.5)
     assert counts.sum() == values.numel()
     assert ((counts - 50_000).abs() < 5 * math.sqrt(50_000)).all()
@@ -72,7 +74,7 @@ def test_uniform_values_fill_their_interval_evenly() -> None:
 def test_streams_differ_by_seed_purpose_and_name() -> None:
     keys = {stream_key(s, p, n) for s in (1, 2) for p in ("a", "ab") for n in ("c", "bc", "b")}
     assert len(keys) == 12
-    a, b = (_draw(Shard((64, 64), name=name), (64, 64), Normal(1.0)) for name in ("layers.0.x", "layers.1.x"))
+    a, b = (_draw(Shard.whole((64, 64), name), (64, 64), Normal(1.0)) for name in ("layers.0.x", "layers.1.x"))
     assert abs((a * b).mean()) < 0.07
 
 
@@ -89,7 +91,7 @@ def test_keys_are_those_of_the_documented_digest() -> None:
 
 
 def test_a_tensor_on_the_meta_device_is_left_alone() -> None:
-    draw_(torch.empty(1 << 40, device="meta"), Shard((1 << 40,), name="w"), Normal(1.0), 0)
+    draw_(torch.empty(1 << 40, device="meta"), Shard.whole((1 << 40,), "w"), Normal(1.0), 0)
 
 
 def test_a_mask_drops_its_rate_and_makes_up_for_it() -> None:

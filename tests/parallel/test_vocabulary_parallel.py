@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pretrain.parallel.collectives import copy_to_axis, reduce_from_axis
 from pretrain.parallel.cross_entropy import IGNORED, vocabulary_parallel_cross_entropy
 from pretrain.parallel.embedding import VocabularyTable
 from pretrain.parallel.linear import place
@@ -33,9 +34,13 @@ def _labels(vocabulary: int, rows: int = 40) -> torch.Tensor:
 
 def _objective(table: VocabularyTable, tokens: torch.Tensor, vocabulary: int, smoothing: float) -> torch.Tensor:
     """A tied model without layers: its loss, with a z-loss, weighted unevenly."""
-    hidden = table.embed(tokens)
+    hidden = reduce_from_axis(table.embed(tokens), table.axis)
     losses = vocabulary_parallel_cross_entropy(
-        table.logits(torch.tanh(hidden)), _labels(vocabulary), table.axis, vocabulary, smoothing
+        table.logits(copy_to_axis(torch.tanh(hidden), table.axis)),
+        _labels(vocabulary),
+        table.axis,
+        vocabulary,
+        smoothing,
     )
     weights = torch.linspace(0.5, 2.0, tokens.numel()).view(tokens.shape)
     return (weights * (losses.objective + 0.3 * losses.cross_entropy + 0.1 * losses.log_z**2)).sum()
@@ -49,13 +54,13 @@ def _errors(tp: int, vocabulary: int, smoothing: float) -> dict[str, float]:
     for loss in losses:
         loss.backward()
     assert whole.weight.grad is not None and split.weight.grad is not None
-    padding = split.weight.grad[shard.length :]
+    padding = split.weight.grad[shard.lengths[0] :]
     return {
         "loss": deviation(losses[1], losses[0]),
         "weight": float((shard.real(split.weight) - shard.of(whole.weight)).abs().sum()),
         "weight gradient": deviation(shard.real(split.weight.grad), shard.of(whole.weight.grad)),
         "gradient of padding": float(padding.abs().sum()),
-        "embedding": deviation(split.embed(tokens), whole.embed(tokens)),
+        "embedding": deviation(reduce_from_axis(split.embed(tokens), split.axis), whole.embed(tokens)),
     }
 
 

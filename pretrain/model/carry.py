@@ -18,13 +18,14 @@ import torch
 Carry = dict[str, torch.Tensor]
 
 FLOAT_FIELDS = ("hidden", "memory", "auxiliary", "logits", "losses")
-"""Of B sequences, L positions of the stream and C of the context rank (parallel/sequence.py): hidden (B, L, D); memory (B, L_source,
-D), the encoder's output; auxiliary (B,), what experts add to the objective of each sequence, a rank's addend of it over the context
-group; logits (B, C, V/tp); losses (3, B, C), the three of `TokenLosses`, where the head goes through the tokens in tiles."""
+"""Of B sequences, L positions of the stream and C of the context rank (parallel/sequence.py): hidden (B, L, D); memory (B,
+L_source, D), the encoder's output; auxiliary (B,), what experts add to the objective of each sequence, a rank's addend of it
+over the context group; logits (B, C, V/tp); losses (3, B, C), the three of `TokenLosses`, where the head goes through the
+tokens in tiles."""
 INTEGER_FIELDS = ("tokens", "positions", "documents", "source_tokens", "source_documents", "labels", "sample")
-"""tokens, positions (B, C): ids, positions within the document. documents (B, S), of whole sequences: number of the document within
-the window (-1: padding). source_tokens (B, C_source), source_documents (B, S_source): the same of the encoder's input. labels (B, C):
-only where the head makes losses. sample (B,): the global sample number n, the key of dropout."""
+"""tokens, positions (B, C): ids, positions within the document. documents (B, S), of whole sequences: number of the document
+within the window (-1: padding). source_tokens (B, C_source), source_documents (B, S_source): the same of the encoder's input.
+labels (B, C): only where the head makes losses. sample (B,): the global sample number n, the key of dropout."""
 ENDS = (frozenset({"logits"}), frozenset({"losses"}))
 """What may be left at the end, beside `auxiliary`."""
 FIELDS = FLOAT_FIELDS + INTEGER_FIELDS

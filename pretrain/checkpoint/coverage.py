@@ -1,4 +1,4 @@
-"""Whether the pieces that all ranks hold are together every parameter, without a gap. Interval arithmetic; no tensor is read.
+"""Whether the pieces that all ranks hold are together every parameter, without a gap. Arithmetic on boxes; no tensor is read.
 
 A missing piece would load as whatever memory held: it must be found when a checkpoint is committed (a fault of the
 engine) and when it is loaded. Overlaps are allowed, for replicas may be written twice; what they hold is equal.
@@ -7,13 +7,16 @@ engine) and when it is loaded. Overlaps are allowed, for replicas may be written
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from math import prod
 
+from pretrain.checkpoint.boxes import first_gap
 from pretrain.checkpoint.format import RankIndex, Region
 from pretrain.errors import CheckpointError
 
 ParameterKey = tuple[str, str]
 """(kind, name)"""
+
+TRAINED = frozenset({"weight", "exp_avg", "exp_avg_sq"})
+"""Kinds that a trained parameter has all of, or (a file of weights alone) some of, like every other."""
 
 
 def check_whole(indexes: Iterable[RankIndex]) -> None:
@@ -23,7 +26,8 @@ def check_whole(indexes: Iterable[RankIndex]) -> None:
     kinds: dict[str, set[str]] = defaultdict(set)
     for (kind, name), pieces in regions.items():
         _check_parameter(kind, name, pieces)
-        kinds[name].add(kind)
+        if kind in TRAINED:
+            kinds[name].add(kind)
         if shapes.setdefault(name, pieces[0].shape) != pieces[0].shape:
             raise CheckpointError(f"{name}: its {kind} has shape {pieces[0].shape}, its other state {shapes[name]}")
     all_kinds = set().union(*kinds.values())
@@ -41,31 +45,12 @@ def regions_by_parameter(regions: Iterable[Region]) -> Mapping[ParameterKey, lis
 
 
 def _check_parameter(kind: str, name: str, pieces: list[Region]) -> None:
-    first = pieces[0]
-    parts: dict[tuple[int | None, int, int], list[Region]] = defaultdict(list)
+    shape = pieces[0].shape
     for piece in pieces:
-        if piece.shape != first.shape:
-            raise CheckpointError(f"{name}: pieces of its {kind} say shape {first.shape} and {piece.shape}")
-        parts[piece.dim, piece.dim_start, piece.dim_length].append(piece)
-    for part in parts.values():
-        size = prod(part[0].local_shape)
-        if not _covers(size, ((piece.start, piece.start + piece.count) for piece in part)):
-            raise CheckpointError(f"{name}: its {kind} is not wholly in the checkpoint (a flat piece is missing)")
-    if any(dim is None for dim, _, _ in parts) or first.dim is None:
-        return
-    dims = {dim for dim, _, _ in parts if dim is not None}
-    spans = [(start, start + length) for _, start, length in parts]
-    if len(dims) > 1 or not _covers(first.shape[first.dim], spans):
+        if piece.shape != shape:
+            raise CheckpointError(f"{name}: pieces of its {kind} say shape {shape} and {piece.shape}")
+    gap = first_gap(shape, (box for piece in pieces for box in piece.piece.boxes()))
+    if gap is not None:
         raise CheckpointError(
-            f"{name}: its {kind} is not wholly in the checkpoint (a part of dim {first.dim} is missing)"
+            f"{name}: its {kind} is not wholly in the checkpoint (the element at {list(gap)} of {list(shape)} is missing)"
         )
-
-
-def _covers(size: int, spans: Iterable[tuple[int, int]]) -> bool:
-    """Whether intervals [start, stop) fill [0, size)."""
-    reached = 0
-    for start, stop in sorted(spans):
-        if start > reached:
-            return False
-        reached = max(reached, stop)
-    return reached >= size

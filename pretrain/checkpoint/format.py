@@ -24,11 +24,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from pretrain.checkpoint.boxes import Piece
 from pretrain.errors import CheckpointError
 from pretrain.files import hash_bytes, read_json_lines
 from pretrain.settings import NonNegativeInt, PositiveInt, Settings
 
-FORMAT = 1
+FORMAT = 2
 MARKER = "COMMITTED"
 METADATA = "metadata.json"
 CHECKPOINTS = "checkpoints"
@@ -57,25 +58,28 @@ class DamagedFile(CheckpointError):
 class Region(Settings):
     """A contiguous piece of one parameter's state and where it lies in its file."""
 
-    kind: Literal["weight", "exp_avg", "exp_avg_sq"]
+    kind: Literal["weight", "exp_avg", "exp_avg_sq", "buffer"]
     name: str
     """Global name of the parameter."""
     shape: tuple[NonNegativeInt, ...]
     """Of the global parameter, without padding."""
-    dim: NonNegativeInt | None
-    """Dim that was split over the model axis; None: replicated there."""
-    dim_start: NonNegativeInt
-    dim_length: NonNegativeInt
-    """Real range along `dim` of the local part."""
+    starts: tuple[NonNegativeInt, ...]
+    lengths: tuple[NonNegativeInt, ...]
+    """The box of the parameter that the writer's local tensor held: first index along each dim, and how many."""
     local_shape: tuple[NonNegativeInt, ...]
-    """Of the local part in memory, padding included."""
+    """Of the local tensor in memory, padding included."""
     start: NonNegativeInt
     count: NonNegativeInt
-    """The piece within the flattened local part."""
+    """The piece within the flattened local tensor."""
     dtype: str
     """As safetensors spells it."""
     key: str
     """Of the tensor in the file."""
+
+    @property
+    def piece(self) -> Piece:
+        """Which elements of the parameter it holds."""
+        return Piece(self.starts, self.lengths, self.local_shape, self.start, self.count)
 
 
 class RankIndex(Settings):
@@ -113,7 +117,7 @@ class RunState(Settings):
 class Metadata(Settings):
     """The content of metadata.json."""
 
-    format: Literal[1]
+    format: Literal[2]
     step: NonNegativeInt
     generation: PositiveInt
     model_hash: Hash
@@ -123,7 +127,7 @@ class Metadata(Settings):
 class Marker(Settings):
     """The content of the marker: what was committed."""
 
-    format: Literal[1]
+    format: Literal[2]
     step: NonNegativeInt
     generation: PositiveInt
     metadata: Hash

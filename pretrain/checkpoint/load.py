@@ -1,34 +1,32 @@
 """Loading: the newest checkpoint that is whole, into whatever layout the run has now.
 
 `find_checkpoint` walks from the newest committed checkpoint to older ones; each is verified by all ranks together, a
-damaged one is reported and the one before it tried. `restore` fills the engine's live views: a piece that was written
-exactly as it is asked for is read straight from its file; any other is cut from the global tensor, assembled by name
-from all ranks' pieces, one parameter at a time. Cost of the second way: every rank reads every parameter, and holds one
-whole at a time.
+damaged one is reported and the one before it tried. `restore` fills the engine's live views: what a rank holds and what a
+file holds are boxes of the same global parameters (boxes.py), and each intersection is copied from a memory map of the file. A
+rank opens the files that have something for it and reads no byte that it does not need, whatever the two layouts are.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 
+from pretrain.checkpoint.boxes import Box, Piece
 from pretrain.checkpoint.coverage import ParameterKey
 from pretrain.checkpoint.format import (
     CheckpointRef,
-    DamagedFile,
     Metadata,
     Region,
     committed_checkpoints,
     read_index,
     read_marker,
     read_metadata,
+    tensor_file_name,
 )
+from pretrain.checkpoint.mapped_file import TensorFile
 from pretrain.checkpoint.verify import problems, verify
 from pretrain.engine.protocol import Engine, Fragment
 from pretrain.errors import CheckpointError
@@ -85,7 +83,7 @@ def restore(engine: Engine, ref: CheckpointRef) -> Metadata:
     source = CheckpointReader(ref)
     used: set[ParameterKey] = set()
     for fragment in engine.fragments():
-        fragment.tensor.copy_(source.piece(fragment))
+        source.fill(fragment)
         used.add((fragment.kind, fragment.shard.name))
     _check_all_used(source, used, engine.mesh)
     engine.finish_load(source.metadata.step, source.metadata.state.skipped_steps)
@@ -113,10 +111,11 @@ class _Place:
 
     rank: int
     region: Region
+    boxes: tuple[Box, ...]
 
 
 class CheckpointReader:
-    """Pieces and whole parameters of one checkpoint."""
+    """Fills tensors with parts of one checkpoint."""
 
     def __init__(self, ref: CheckpointRef) -> None:
         marker = read_marker(ref)
@@ -124,59 +123,48 @@ class CheckpointReader:
         self.metadata = read_metadata(ref, marker)
         self.parameters: dict[ParameterKey, list[_Place]] = defaultdict(list)
         """Where the pieces of each parameter's state lie."""
-        self._places: dict[tuple[object, ...], _Place] = {}
+        self.bytes_read = 0
+        """Taken from files so far."""
         for rank in range(len(marker.indexes)):
             for region in read_index(ref, marker, rank).regions:
-                place = _Place(rank, region)
+                place = _Place(rank, region, tuple(region.piece.boxes()))
                 self.parameters[region.kind, region.name].append(place)
-                self._places[_identity(region)] = place
-        self._open: dict[int, Any] = {}
-        self._assembled: tuple[ParameterKey, torch.Tensor] | None = None
+        self._open: dict[int, TensorFile] = {}
 
-    def piece(self, fragment: Fragment) -> torch.Tensor:
-        """(n,) the values of a fragment. Raises CheckpointError where the checkpoint has no such parameter."""
-        shard, count = fragment.shard, fragment.tensor.numel()
+    def fill(self, fragment: Fragment) -> None:
+        """Gives a fragment its values; what pads it stays. Raises CheckpointError where the checkpoint has no such
+        parameter."""
+        shard = fragment.shard
         self._check_parameter(fragment.kind, shard)
-        identity = (
-            *(fragment.kind, shard.name, shard.dim, shard.start, shard.length),
-            *(tuple(fragment.local_shape), fragment.start, count),
-        )
-        if place := self._places.get(identity):
-            return self._read(place)
-        local = local_part(self.whole((fragment.kind, shard.name)), shard, fragment.local_shape)
-        return local.flatten().narrow(0, fragment.start, count)
+        local_shape = tuple(fragment.local_shape)
+        piece = Piece(shard.starts, shard.lengths, local_shape, fragment.start, fragment.tensor.numel())
+        self._fill((fragment.kind, shard.name), piece, fragment.tensor)
 
     def whole(self, parameter: ParameterKey) -> torch.Tensor:
-        """The global tensor of a parameter's state, without padding, assembled from all pieces; kept until the next is asked."""
-        if self._assembled is not None and self._assembled[0] == parameter:
-            return self._assembled[1]
-        places = self.parameters[parameter]
-        first = places[0].region
-        result = torch.empty(first.shape, dtype=torch.float32)
-        for part in _parts(places):
-            region = part[0].region
-            flat = torch.empty(prod(region.local_shape), dtype=torch.float32)
-            for place in part:
-                flat.narrow(0, place.region.start, place.region.count).copy_(self._read(place))
-            local = flat.view(region.local_shape)
-            if region.dim is None:
-                result.copy_(local)
-            elif region.dim_length:
-                real = local.narrow(region.dim, 0, region.dim_length)
-                result.narrow(region.dim, region.dim_start, region.dim_length).copy_(real)
-        self._assembled = (parameter, result)
+        """The global tensor of a parameter's state, without padding, on the CPU."""
+        shape = self.parameters[parameter][0].region.shape
+        result = torch.empty(shape, dtype=torch.float32)
+        self._fill(parameter, Piece((0,) * len(shape), shape, shape, 0, result.numel()), result.view(-1))
         return result
 
-    def _read(self, place: _Place) -> torch.Tensor:
+    def _fill(self, parameter: ParameterKey, piece: Piece, flat: torch.Tensor) -> None:
+        for wanted in piece.boxes():
+            filled: set[Box] = set()  # a replica that was written too is not read again
+            for place in self.parameters[parameter]:
+                for stored in place.boxes:
+                    common = wanted.meet(stored)
+                    if common is not None and common not in filled:
+                        _view(flat, piece, common).copy_(self._read(place, common))
+                        self.bytes_read += common.size * flat.element_size()
+                        filled.add(common)
+
+    def _read(self, place: _Place, box: Box) -> torch.Tensor:
+        """A view of a file's memory map."""
         if place.rank not in self._open:
             if len(self._open) >= _OPEN_FILES:
                 self._open.clear()
-            path = self.ref.path / f"rank-{place.rank:05d}.safetensors"
-            try:
-                self._open[place.rank] = safe_open(path, framework="pt")
-            except Exception as error:
-                raise DamagedFile(path, f"is no safetensors file ({error})") from error
-        return self._open[place.rank].get_tensor(place.region.key)
+            self._open[place.rank] = TensorFile(self.ref.path / tensor_file_name(place.rank))
+        return _view(self._open[place.rank].tensor(place.region.key), place.region.piece, box)
 
     def _check_parameter(self, kind: str, shard: Shard) -> None:
         places = self.parameters.get((kind, shard.name))
@@ -191,30 +179,9 @@ class CheckpointReader:
             )
 
 
-def local_part(whole: torch.Tensor, shard: Shard, local_shape: tuple[int, ...]) -> torch.Tensor:
-    """A shard as it lies in a rank's memory; what pads it is zero."""
-    if shard.dim is None:
-        return whole
-    local = torch.zeros(local_shape, dtype=whole.dtype)
-    if shard.length:
-        local.narrow(shard.dim, 0, shard.length).copy_(shard.of(whole))
-    return local
-
-
-def _identity(region: Region) -> tuple[object, ...]:
-    """What a region is, whoever wrote it; equal to that of the fragment that it was."""
-    return (
-        *(region.kind, region.name, region.dim, region.dim_start, region.dim_length),
-        *(region.local_shape, region.start, region.count),
-    )
-
-
-def _parts(places: list[_Place]) -> Iterator[list[_Place]]:
-    """Places grouped by the part of the model axis that they belong to."""
-    parts: dict[tuple[int | None, int, int], list[_Place]] = defaultdict(list)
-    for place in places:
-        parts[place.region.dim, place.region.dim_start, place.region.dim_length].append(place)
-    yield from parts.values()
+def _view(flat: torch.Tensor, piece: Piece, box: Box) -> torch.Tensor:
+    """The elements of a box within the flat tensor of a piece that holds them all."""
+    return flat.as_strided(box.lengths, piece.strides(), flat.storage_offset() + piece.offset(box.starts))
 
 
 def _check_all_used(source: CheckpointReader, used: set[ParameterKey], mesh: ProcessMesh) -> None:

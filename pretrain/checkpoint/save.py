@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
+from math import prod
 from pathlib import Path
 
 import torch
@@ -167,15 +168,22 @@ def _region(fragment: Fragment) -> Region:
         kind=fragment.kind,
         name=shard.name,
         shape=shard.shape,
-        dim=shard.dim,
-        dim_start=shard.start,
-        dim_length=shard.length,
+        starts=shard.starts,
+        lengths=shard.lengths,
         local_shape=tuple(fragment.local_shape),
         start=fragment.start,
         count=count,
         dtype=_DTYPES[fragment.tensor.dtype],
-        key=f"{fragment.kind}/{shard.name}[{fragment.start}:{fragment.start + count}]",
+        key=_key(fragment),
     )
+
+
+def _key(fragment: Fragment) -> str:
+    """`weight/layers.0.feed_forward.up.weight[0:48,0:32]`, and `+512:1024` where a piece of that slice is meant."""
+    shard, count = fragment.shard, fragment.tensor.numel()
+    box = ",".join(f"{start}:{start + n}" for start, n in zip(shard.starts, shard.lengths, strict=True))
+    part = "" if count == prod(fragment.local_shape) else f"+{fragment.start}:{fragment.start + count}"
+    return f"{fragment.kind}/{shard.name}[{box}]{part}"
 
 
 def _commit(ref: CheckpointRef, run_dir: Path, state: RunState, hashes: list[str]) -> str:

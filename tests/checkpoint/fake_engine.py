@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
-from typing import get_args
 
 import torch
 import torch.distributed as dist
@@ -22,7 +21,7 @@ from pretrain.parallel.layout import ParallelLayout
 from pretrain.parallel.mesh import ProcessMesh
 from pretrain.parallel.shard import Shard
 
-KINDS: tuple[StateKind, ...] = get_args(StateKind)
+KINDS: tuple[StateKind, ...] = ("weight", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -140,10 +139,10 @@ def state_by_name(engine: FakeEngine) -> dict[tuple[str, ...], torch.Tensor]:
     found = {}
     for fragment in engine.fragments():
         values = fragment.tensor.clone()
-        if fragment.shard.dim == 0 and fragment.shard.length < fragment.local_shape[0]:
-            real = fragment.shard.length * prod(fragment.local_shape[1:]) - fragment.start
+        if fragment.shard.lengths and fragment.shard.lengths[0] < fragment.local_shape[0]:
+            real = fragment.shard.lengths[0] * prod(fragment.local_shape[1:]) - fragment.start
             values = values[: max(0, real)]
-        found[fragment.kind, fragment.shard.name, str(fragment.shard.start), str(fragment.start)] = values
+        found[fragment.kind, fragment.shard.name, str(fragment.shard.starts), str(fragment.start)] = values
     return found
 
 

@@ -141,7 +141,7 @@ def forge_hashes(ref: CheckpointRef, changed: str) -> None:
         forged = index.model_copy(update={"size": len(content), "hash": hash_bytes(content)})
         (ref.path / "rank-00000.json").write_text(forged.model_dump_json())
     marker = Marker(
-        format=1,
+        format=2,
         step=ref.step,
         generation=ref.generation,
         metadata=hash_bytes((ref.path / "metadata.json").read_bytes()),

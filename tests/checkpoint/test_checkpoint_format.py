@@ -25,7 +25,7 @@ def commit(run_dir: Path, step: int, generation: int) -> CheckpointRef:
     """A folder with nothing but a valid marker."""
     ref = CheckpointRef.at(run_dir, step, generation)
     ref.path.mkdir(parents=True)
-    marker = Marker(format=1, step=step, generation=generation, metadata=hash_bytes(b""), indexes=())
+    marker = Marker(format=2, step=step, generation=generation, metadata=hash_bytes(b""), indexes=())
     ref.marker.write_bytes(encode_marker(marker))
     return ref
 
@@ -81,7 +81,9 @@ def region(
     part: tuple[int, int] = (0, 2),
 ) -> Region:
     local = (2, 3) if dim == 0 else shape
-    place = {"dim": dim, "dim_start": part[0], "dim_length": part[1], "local_shape": local}
+    starts = (part[0], 0) if dim == 0 else (0, 0)
+    lengths = (part[1], 3) if dim == 0 else shape
+    place = {"starts": starts, "lengths": lengths, "local_shape": local}
     piece = {"start": start, "count": count, "dtype": "F32", "key": "k"}
     return Region.model_validate({"kind": kind, "name": name, "shape": shape, **place, **piece})
 
@@ -94,11 +96,11 @@ def test_pieces_that_fill_every_part_are_whole_in_any_order_and_with_replicas() 
 @pytest.mark.parametrize(
     ("pieces", "told"),
     [
-        ([region(0, 3), region(part=(2, 2))], "flat piece is missing"),
-        ([region(1, 5), region(part=(2, 2))], "flat piece is missing"),
-        ([region()], "part of dim 0 is missing"),
-        ([region(part=(2, 2))], "part of dim 0 is missing"),
-        ([region(), region(part=(3, 1))], "part of dim 0 is missing"),
+        ([region(0, 3), region(part=(2, 2))], r"element at \[1, 0\] of \[4, 3\] is missing"),
+        ([region(1, 5), region(part=(2, 2))], r"element at \[0, 0\]"),
+        ([region()], r"element at \[2, 0\]"),
+        ([region(part=(2, 2))], r"element at \[0, 0\]"),
+        ([region(), region(part=(3, 1))], r"element at \[2, 0\]"),
         ([region(0, 12, dim=None), region(0, 12, dim=None, name="v", kind="exp_avg")], "exp_avg is missing"),
         ([region(0, 12, dim=None), region(0, 12, dim=None, shape=(3, 4))], r"shape \(4, 3\) and \(3, 4\)"),
     ],

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from pretrain.checkpoint.boxes import Piece
 from pretrain.checkpoint.format import CheckpointRef, read_index, read_marker
 from pretrain.checkpoint.load import CheckpointReader, find_checkpoint, load_weights, restore
 from pretrain.checkpoint.save import save
@@ -48,24 +49,29 @@ def save_in_ranks(layout: ParallelLayout, run_dir: Path) -> None:
     save(trained_engine(STEPS, mesh_of(layout)), run_dir, 1, run_state())
 
 
-def restore_in_ranks(layout: ParallelLayout, run_dir: Path) -> int:
-    """Restores and compares with an engine that trained in this very layout; how often a parameter was assembled."""
+def restore_in_ranks(layout: ParallelLayout, run_dir: Path) -> tuple[int, int]:
+    """Restores and compares with an engine that trained in this very layout; bytes that were read and that were needed."""
     mesh = mesh_of(layout)
     ref = find_checkpoint(run_dir, mesh, unexpected)
     assert ref is not None
     engine, expected = FakeEngine(mesh), trained_engine(STEPS, mesh)
-    assembled = []
-    whole = CheckpointReader.whole
+    readers: list[CheckpointReader] = []
+    start = CheckpointReader.__init__
 
-    def count(self: CheckpointReader, parameter: tuple[str, str]) -> torch.Tensor:
-        assembled.append(parameter)
-        return whole(self, parameter)
+    def remember(self: CheckpointReader, ref: CheckpointRef) -> None:
+        start(self, ref)
+        readers.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CheckpointReader, "whole", count)
+        patch.setattr(CheckpointReader, "__init__", remember)
         restore(engine, ref)
     assert_equal_state(engine, expected)
-    return len(assembled)
+    needed = sum(
+        box.size * x.tensor.element_size()
+        for x in expected.fragments()
+        for box in Piece(x.shard.starts, x.shard.lengths, x.local_shape, x.start, x.tensor.numel()).boxes()
+    )
+    return readers[0].bytes_read, needed
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=ParallelLayout.describe)
@@ -82,21 +88,21 @@ def test_four_ranks_to_one_and_to_the_same_layout(world: World, tmp_path: Path, 
     loaded = load_weights(ref)
     assert loaded.keys() == weights.keys()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
-    assert world.run(restore_in_ranks, layout, tmp_path) == [0, 0, 0, 0], "the same layout is read without assembling"
+    assert all(read == needed for read, needed in world.run(restore_in_ranks, layout, tmp_path))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=ParallelLayout.describe)
 def test_one_rank_to_four(world: World, tmp_path: Path, layout: ParallelLayout) -> None:
     launch(tmp_path, 1)
     save(trained_engine(STEPS), tmp_path, 1, run_state())
-    world.run(restore_in_ranks, layout, tmp_path)
+    assert all(read == needed for read, needed in world.run(restore_in_ranks, layout, tmp_path))
 
 
 @pytest.mark.parametrize(("before", "after"), list(zip(LAYOUTS, [*LAYOUTS[1:], LAYOUTS[0]], strict=True)))
 def test_between_layouts_of_four(world: World, tmp_path: Path, before: ParallelLayout, after: ParallelLayout) -> None:
     launch(tmp_path, 1)
     world.run(save_in_ranks, before, tmp_path)
-    assert sum(world.run(restore_in_ranks, after, tmp_path)) > 0
+    assert all(read == needed for read, needed in world.run(restore_in_ranks, after, tmp_path))
 
 
 def test_replicas_and_tied_copies_are_written_once(world: World, tmp_path: Path) -> None:
@@ -104,9 +110,9 @@ def test_replicas_and_tied_copies_are_written_once(world: World, tmp_path: Path)
     world.run(save_in_ranks, ParallelLayout(pp=2, tp=2), tmp_path)
     ref = CheckpointRef.at(tmp_path, STEPS, 1)
     indexes = [read_index(ref, read_marker(ref), rank) for rank in range(4)]
-    written = [(r.kind, r.name, r.dim_start) for index in indexes for r in index.regions]
+    written = [(r.kind, r.name, r.starts) for index in indexes for r in index.regions]
     assert len(written) == len(set(written))
-    expected = {("embedding.weight", 0), ("embedding.weight", 5), ("layers.0.norm.weight", 0)}
+    expected = {("embedding.weight", (0, 0)), ("embedding.weight", (5, 0)), ("layers.0.norm.weight", (0,))}
     assert {(kind, *part) for kind in KINDS for part in expected} <= set(written)
 
 

@@ -16,7 +16,10 @@ from pretrain.model.settings import ModelSettings
 FAST_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Flags of processors that multiply bf16 in hardware. Others emulate it, slower than fp32."""
 
-FREE_TO_CHANGE = ("layout", "logging", "evaluation", "samples", "checkpoint", "run.dir")
+FREE_TO_CHANGE = (
+    *("layout", "logging", "evaluation", "samples", "checkpoint", "run.dir"),
+    *("train.recompute", "train.loss_tile_tokens", "train.feed_forward_tile_tokens", "train.determinism"),
+)
 """What a resumed run may change unasked: nothing of it reaches the losses (docs: decisions, resume with a changed config)."""
 
 

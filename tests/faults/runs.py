@@ -33,7 +33,7 @@ def make_run(run_dir: Path, data_dir: Path, **changes: dict[str, Any]) -> Path:
         "run": {"dir": str(run_dir)},
         "model": {"d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32, "vocab_size": 100, "dropout": 0.1}
         | {"max_sequence_length": 16},
-        "layout": {"pp": 2, "dp": 1, "tp": 1},
+        "layout": {"pp": 2, "dp": 1, "tp": 1, "sequence_parallel": "disabled"},
         "data": {"dir": str(data_dir), "sequence_length": 16},
         "optimizer": {"peak_lr": 1e-2, "clip_norm": 0.5},
         "schedule": {"warmup_steps": 2},

@@ -85,6 +85,27 @@ def test_a_run_goes_on_in_another_layout_where_it_was(world: World, data: Path, 
                 assert values[name] == pytest.approx(stayed[step][name], rel=2e-5), (step, name)
 
 
+def test_a_run_goes_on_with_another_number_of_ranks_over_the_same_samples(
+    world: World, data: Path, tmp_path: Path, twin: Path
+) -> None:
+    run_dir = make_run(tmp_path / "moved", data)
+    launch(world, run_dir, 2)
+    with World(4) as four, World(1) as one:
+        for ranks, layout, stop_after in (
+            (four, {"pp": 2, "dp": 2, "tp": 1}, 1),
+            (one, {"pp": 1, "dp": 1, "tp": 1}, 1),
+            (four, {"pp": 1, "dp": 2, "tp": 2, "zero_stage": 3}, -1),
+        ):
+            make_run(run_dir, data, layout=layout)
+            ends = launch(ranks, run_dir, stop_after)
+    assert set(ends) == {"finished"}
+    moved, stayed = losses(run_dir), losses(twin)
+    assert moved.keys() == stayed.keys()
+    for step in range(1, STEPS + 1):
+        for name in ("train/loss", "train/grad_norm", "train/lr", "train/tokens", "train/samples"):
+            assert moved[step][name] == pytest.approx(stayed[step][name], rel=2e-5), (step, name)
+
+
 @pytest.mark.parametrize("name", ["rank-00000.safetensors", "rank-00001.json", "metadata.json", "COMMITTED"])
 def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(
     world: World, data: Path, tmp_path: Path, twin: Path, name: str

@@ -108,7 +108,8 @@ def test_a_resolved_file_reads_back_as_the_same_config(path: str, tmp_path: Path
 def test_set_reaches_every_leaf(small: Path) -> None:
     """Setting any field to the value it has changes nothing; a path that --set cannot reach would be refused."""
     full = small.with_name("full.yaml")
-    config = load_config(small, ["data.prepare.corpus.source=text", "name=full"])
+    experts = ["model.moe.num_experts=4", "model.moe.experts_per_token=2", "model.moe.d_ff=8"]
+    config = load_config(small, ["data.prepare.corpus.source=text", "name=full", *experts])
     full.write_text(to_yaml(config))
     tree = config.model_dump(mode="json")
     seen = set()

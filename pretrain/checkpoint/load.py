@@ -111,7 +111,6 @@ class _Place:
 
     rank: int
     region: Region
-    boxes: tuple[Box, ...]
 
 
 class CheckpointReader:
@@ -127,8 +126,7 @@ class CheckpointReader:
         """Taken from files so far."""
         for rank in range(len(marker.indexes)):
             for region in read_index(ref, marker, rank).regions:
-                place = _Place(rank, region, tuple(region.piece.boxes()))
-                self.parameters[region.kind, region.name].append(place)
+                self.parameters[region.kind, region.name].append(_Place(rank, region))
         self._open: dict[int, TensorFile] = {}
 
     def fill(self, fragment: Fragment) -> None:
@@ -148,15 +146,16 @@ class CheckpointReader:
         return result
 
     def _fill(self, parameter: ParameterKey, piece: Piece, flat: torch.Tensor) -> None:
+        # Boxes are made here: of all that thousands of ranks wrote, a rank asks for a few parameters.
+        stored = [(place, box) for place in self.parameters[parameter] for box in place.region.piece.boxes()]
         for wanted in piece.boxes():
             filled: set[Box] = set()  # a replica that was written too is not read again
-            for place in self.parameters[parameter]:
-                for stored in place.boxes:
-                    common = wanted.meet(stored)
-                    if common is not None and common not in filled:
-                        _view(flat, piece, common).copy_(self._read(place, common))
-                        self.bytes_read += common.size * flat.element_size()
-                        filled.add(common)
+            for place, box in stored:
+                common = wanted.meet(box)
+                if common is not None and common not in filled:
+                    _view(flat, piece, common).copy_(self._read(place, common))
+                    self.bytes_read += common.size * flat.element_size()
+                    filled.add(common)
 
     def _read(self, place: _Place, box: Box) -> torch.Tensor:
         """A view of a file's memory map."""

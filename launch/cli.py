@@ -164,6 +164,29 @@ def _add_config_commands(commands: Any) -> None:
         metavar="FIELD",
         help="a field or section that a continued run may change, such as train.steps; repeatable",
     )
+    _add_parity(commands)
+
+
+def _add_parity(commands: Any) -> None:
+    parity = _add(commands, "parity", "does a layout train the same model as one process?", "parity")
+    parity.epilog = (
+        "A LAYOUT is comma-separated: tp=2   pp=2,tp=2   dp=2,zero_stage=3,train.recompute=full\n"
+        "Bare keys are layout's, dotted ones any field of the config. Exit code 1: one of them trains another model."
+    )
+    parity.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file, or a shipped config by name")
+    _add_overrides(parity)
+    parity.add_argument("--layouts", nargs="+", default=[], metavar="LAYOUT", help="what is held against one process")
+    parity.add_argument(
+        "--random", type=_positive, metavar="N", help="in place of CONFIG: N random models under random layouts"
+    )
+    parity.add_argument("--seed", type=int, default=0, metavar="S", help="of --random; default: %(default)s")
+    parity.add_argument("--steps", type=_positive, default=5, metavar="N", help="default: %(default)s")
+    parity.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cpu: gloo; cuda: NCCL, untested; default: %(default)s"
+    )
+    parity.add_argument(
+        "--timeout-s", type=_positive, default=600, metavar="N", help="of one layout; ranks that hang show their stacks"
+    )
 
 
 def _add_run_commands(commands: Any) -> None:

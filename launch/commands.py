@@ -62,6 +62,32 @@ def train(arguments: Namespace) -> None:
         print(f"report: {shown(finish(trained.config, renew=trained.by_this_launch))}")
 
 
+def parity(arguments: Namespace) -> None:
+    """`pretrain parity`. Every refusal comes before torch is imported."""
+    from pretrain.parity.layouts import check_size, read_cases
+
+    asked, steps, device = arguments.random, arguments.steps, arguments.device
+    if (asked is None) == (arguments.config is None):
+        raise ConfigError("pretrain parity takes either a CONFIG with --layouts, or --random N")
+    if asked is not None and (arguments.layouts or arguments.overrides):
+        raise ConfigError("--random draws its own models and layouts; leave --layouts and --set out")
+    if asked is None and not arguments.layouts:
+        raise ConfigError('--layouts is missing: name at least one, for example --layouts "tp=2" "pp=2,tp=2"')
+    if asked is not None:
+        from pretrain.parity.fuzz import check_random
+
+        check_random(
+            asked, arguments.seed, device=device, steps=steps, timeout_s=arguments.timeout_s, console=console()
+        )
+        return
+    texts = ["", *arguments.layouts]
+    cases, notes = read_cases(arguments.config, arguments.overrides, texts, device=device, steps=steps)
+    check_size(cases, steps)
+    from pretrain.parity.command import check_layouts
+
+    check_layouts(cases, notes, device=device, steps=steps, timeout_s=arguments.timeout_s, console=console())
+
+
 def evaluate(arguments: Namespace) -> None:
     """`pretrain evaluate`."""
     run_dir = run_folder(arguments.run)

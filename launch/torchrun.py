@@ -157,7 +157,7 @@ def register(checked: CheckedRun, nodes: Nodes) -> int:
     generation = 1 + max((row["generation"] for row in rows if isinstance(row.get("generation"), int)), default=0)
     layout = config.parallel_layout
     facts = collect_facts(
-        layout={"pp": layout.pp, "dp": layout.dp, "tp": layout.tp, "zero_stage": config.layout.zero_stage},
+        layout={**layout.sizes(), "zero_stage": config.layout.zero_stage},
         seed=config.run.seed,
         precision=config.train.precision,
         device=config.train.device,
@@ -215,6 +215,9 @@ def rank_environment(
         if nodes == 1 and sys.platform.startswith("linux"):
             # gloo otherwise resolves the host's name, which fails or waits on a machine without a name service.
             variables["GLOO_SOCKET_IFNAME"] = "lo"
+    elif config.train.determinism == "bitwise":
+        # cuBLAS reads it when CUDA starts: workspaces of its own for every stream, so that no sum depends on their order.
+        variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     fresh = {name: value for name, value in variables.items() if name not in given}
     # A GPU that is there must not draw the libraries of a run on CPU to it, whatever was set.
     return fresh | ({"CUDA_VISIBLE_DEVICES": ""} if config.train.device == "cpu" else {})

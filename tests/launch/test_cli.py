@@ -209,6 +209,7 @@ def test_every_command_of_the_help_has_a_handler() -> None:
         "prepare",
         "tokenizer",
         "train",
+        "parity",
         "evaluate",
         "generate",
         "report",

@@ -28,7 +28,7 @@ class Trace:
 @pytest.fixture(scope="session")
 def world() -> Iterator[Callable[[int], World]]:
     """Gives the world of a size; its ranks stay until the tests end, for DeepSpeed's first engine takes seconds."""
-    worlds = {size: World(size) for size in (1, 2, 4)}
+    worlds = {size: World(size) for size in (1, 2, 3, 4)}
     yield worlds.__getitem__
     for each in worlds.values():
         each.close()

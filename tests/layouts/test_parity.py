@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.layouts import reference, reference_dropout
+from pretrain.parity import reference, reference_dropout, reference_experts, reference_training
 from tests.layouts.cases import CASES, MATRIX, ONE, Setup
 from tests.layouts.conftest import Judge, Trace
 from tests.layouts.parity import describe, failed
@@ -35,10 +35,14 @@ def test_every_step_of_the_matrix_is_clipped(case_name: str, trace: Callable[[st
     assert all(step.grad_norm > 10 * clip for step in trace(case_name).one_process.steps)
 
 
-@pytest.mark.parametrize("module", [reference, reference_dropout], ids=lambda module: module.__name__)
+_REFERENCE = [reference, reference_dropout, reference_experts, reference_training]
+
+
+@pytest.mark.parametrize("module", _REFERENCE, ids=lambda module: module.__name__)
 def test_the_reference_imports_nothing_of_the_system_but_settings(module: object):
     tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))  # type: ignore[attr-defined]
     plain = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     named = {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     ours = {name for name in plain | named if name.split(".")[0] in ("pretrain", "tests")}
-    assert {name for name in ours if not name.endswith(".settings")} <= {reference.__name__}
+    allowed = {module.__name__ for module in _REFERENCE}
+    assert {name for name in ours if not name.endswith(".settings")} <= allowed

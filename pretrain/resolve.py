@@ -49,10 +49,12 @@ class World:
 
 
 def pipeline_layers(model: ModelSettings) -> int:
-    """Layers that a pipeline can cut between: blocks, embeddings, positions, final norms and the head."""
+    """Layers that a stage can start with, those that have parameters: blocks, embeddings, learned positions, final norms and
+    the head."""
     norms = 1 if model.norm_position == "pre" else 0
-    decoder = 2 + model.num_layers + norms + 1
-    return decoder if model.architecture == "decoder" else 2 + model.num_encoder_layers + norms + decoder
+    inputs = 2 if model.positions == "learned" else 1
+    decoder = inputs + model.num_layers + norms + 1
+    return decoder if model.architecture == "decoder" else inputs + model.num_encoder_layers + norms + decoder
 
 
 def resolve(
@@ -96,10 +98,16 @@ def resolve(
 
 
 def _sequence_parallel(config: RunConfig, pp: int) -> str:
-    """`auto` is enabled where tensor ranks would each send the whole stream to the next stage."""
+    """`auto` is enabled where tensor ranks would each send the whole stream to the next stage, and can share it."""
     if config.layout.sequence_parallel != "auto":
         return config.layout.sequence_parallel
-    return "enabled" if config.layout.tp > 1 and pp > 1 else "disabled"
+    return "enabled" if config.layout.tp > 1 and pp > 1 and streams_divide(config) else "disabled"
+
+
+def streams_divide(config: RunConfig) -> bool:
+    """Whether the ranks of a tensor group can take equally many positions of what a context rank holds."""
+    unit = config.layout.ring * config.layout.ulysses * config.layout.tp
+    return all(length % unit == 0 for length in (config.data.sequence_length, config.data.source_length or 0))
 
 
 def _stored_layout(

@@ -4,35 +4,28 @@ What one field may hold is said by its type, in its room's settings.py; what two
 else, so that no engine or layer has to check again. A rule is added as one row, and a test of tests/test_rules.py breaks it. The
 message names the field, its value, the rule and the nearest way out.
 
-This table is judged on the config alone; those of `pretrain.site_rules` on the machine, the disk and the prepared data.
+The rows of experts are in `pretrain.expert_rules`, those of the engine in `pretrain.engine_rules`. This table is judged on the
+config alone; those of `pretrain.site_rules` on the machine, the disk and the prepared data.
 Everything is judged before a rank starts and before torch is imported.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from pretrain.config import RunConfig
 from pretrain.data.settings import DataSettings, PrepareSettings
+from pretrain.engine_rules import ENGINE_RULES
 from pretrain.errors import ConfigError, PretrainError
-from pretrain.resolve import pipeline_layers
-
-Subject = TypeVar("Subject")
+from pretrain.expert_rules import LAYOUT_RULES, MODEL_RULES
+from pretrain.resolve import pipeline_layers, streams_divide
+from pretrain.rule import Rule, Subject, divisors, listed
 
 SMALLEST_BYTE_VOCABULARY = 259
 """256 bytes and three special tokens."""
 
 NOAM_SMALLEST_FACTOR = 0.01
 """Below it a peak_lr is a learning rate by its look, not a factor on noam's own."""
-
-
-@dataclass(frozen=True)
-class Rule(Generic[Subject]):
-    """A row of a table."""
-
-    name: str
-    broken: Callable[[Subject], bool]
-    message: Callable[[Subject], str]
 
 
 @dataclass(frozen=True)
@@ -80,9 +73,10 @@ def batch_unit(config: RunConfig) -> int:
     return config.data.sequence_length * config.train.micro_batch_sequences * config.parallel_layout.dp
 
 
-def divisors(*numbers: int) -> list[int]:
-    """Common divisors in ascending order."""
-    return [d for d in range(1, min(numbers) + 1) if all(n % d == 0 for n in numbers)]
+def context_unit(config: RunConfig) -> int:
+    """Positions by which a sequence grows that context ranks share."""
+    ring, ulysses = config.layout.ring, config.layout.ulysses
+    return ulysses if ring == 1 else ring * math.lcm(2, ulysses)
 
 
 def nearest_multiples(value: int, unit: int) -> str:
@@ -91,13 +85,8 @@ def nearest_multiples(value: int, unit: int) -> str:
     return f"{below} or {below + unit}" if below else str(unit)
 
 
-def _listed(values: Sequence[int]) -> str:
-    values = values if len(values) <= 8 else [*values[:7], values[-1]]
-    return str(values[0]) if len(values) == 1 else f"{', '.join(map(str, values[:-1]))} or {values[-1]}"
-
-
 def _tp_choices(config: RunConfig) -> str:
-    return _listed(divisors(config.model.num_heads, config.model.d_ff))
+    return listed(divisors(config.model.num_heads, config.model.d_ff))
 
 
 def _zero_reason(stage: int) -> str:
@@ -113,7 +102,7 @@ CONFIG_RULES: tuple[Rule[RunConfig], ...] = (
         lambda c: c.model.head_dim is None and c.model.d_model % c.model.num_heads != 0,
         lambda c: (
             f"model.num_heads={c.model.num_heads} must divide model.d_model={c.model.d_model} while "
-            f"model.head_dim is null; use {_listed(divisors(c.model.d_model))} heads, or give model.head_dim"
+            f"model.head_dim is null; use {listed(divisors(c.model.d_model))} heads, or give model.head_dim"
         ),
     ),
     Rule(
@@ -121,7 +110,7 @@ CONFIG_RULES: tuple[Rule[RunConfig], ...] = (
         lambda c: c.model.num_heads % c.model.kv_heads != 0,
         lambda c: (
             f"model.num_kv_heads={c.model.num_kv_heads} must divide model.num_heads={c.model.num_heads}: "
-            f"every key-value head serves equally many query heads; use {_listed(divisors(c.model.num_heads))}"
+            f"every key-value head serves equally many query heads; use {listed(divisors(c.model.num_heads))}"
         ),
     ),
     Rule(
@@ -168,6 +157,7 @@ CONFIG_RULES: tuple[Rule[RunConfig], ...] = (
             "set it to 0, or model.architecture=encoder_decoder"
         ),
     ),
+    *MODEL_RULES,
     # The objective.
     Rule(
         "seq2seq_needs_encoder",
@@ -219,11 +209,48 @@ CONFIG_RULES: tuple[Rule[RunConfig], ...] = (
         ),
     ),
     Rule(
+        "ulysses_divides_heads",
+        lambda c: (
+            c.layout.ulysses > 1
+            and c.model.num_heads % c.layout.tp == 0
+            and c.model.num_heads // c.layout.tp % c.layout.ulysses != 0
+        ),
+        lambda c: (
+            f"layout.ulysses={c.layout.ulysses} x layout.tp={c.layout.tp} must divide model.num_heads={c.model.num_heads}: "
+            "each rank of an exchange takes equally many whole heads; use ulysses="
+            f"{listed(divisors(c.model.num_heads // c.layout.tp))}, or layout.ring={c.layout.ring * c.layout.ulysses} with "
+            "ulysses=1, which asks nothing of heads"
+        ),
+    ),
+    Rule(
+        "context_divides_sequences",
+        lambda c: any(length % context_unit(c) for length in (c.data.sequence_length, c.data.source_length or 0)),
+        lambda c: (
+            f"data.sequence_length={c.data.sequence_length}"
+            + (f" and data.source_length={c.data.source_length}" if c.data.source_length else "")
+            + f" must divide by {context_unit(c)}: layout.ring={c.layout.ring} x layout.ulysses={c.layout.ulysses} ranks share a "
+            "sequence in equal parts, those of a ring in two chunks each so that causal work is the same; use "
+            + nearest_multiples(c.data.sequence_length, context_unit(c))
+            + (f" and {nearest_multiples(c.data.source_length, context_unit(c))}" if c.data.source_length else "")
+        ),
+    ),
+    Rule(
+        "sequence_parallel_divides_sequences",
+        lambda c: c.layout.sequence_parallel == "enabled" and not streams_divide(c),
+        lambda c: (
+            f"layout.sequence_parallel=enabled splits positions among layout.tp={c.layout.tp} ranks, and data.sequence_length="
+            f"{c.data.sequence_length} (data.source_length={c.data.source_length}) must be multiples of "
+            f"{c.layout.ring * c.layout.ulysses * c.layout.tp} (ring x ulysses x tp); set layout.sequence_parallel=disabled, "
+            f"or use {nearest_multiples(c.data.sequence_length, c.layout.ring * c.layout.ulysses * c.layout.tp)}"
+        ),
+    ),
+    *LAYOUT_RULES,
+    Rule(
         "stages_have_layers",
         lambda c: c.parallel_layout.pp > pipeline_layers(c.model),
         lambda c: (
-            f"layout.pp={c.parallel_layout.pp} stages, but the model has {pipeline_layers(c.model)} layers to "
-            f"spread (blocks, embeddings, positions, norms, head); use pp={pipeline_layers(c.model)} or less"
+            f"layout.pp={c.parallel_layout.pp} stages, but the model has {pipeline_layers(c.model)} layers with parameters to "
+            f"spread (blocks, embeddings, learned positions, norms, head); use pp={pipeline_layers(c.model)} or less"
         ),
     ),
     Rule(
@@ -234,14 +261,7 @@ CONFIG_RULES: tuple[Rule[RunConfig], ...] = (
             f"{_zero_reason(c.layout.zero_stage)}; set layout.zero_stage=1, or layout.pp=1"
         ),
     ),
-    Rule(
-        "zero_0_is_fp32",
-        lambda c: c.layout.zero_stage == 0 and c.train.precision == "bf16",
-        lambda c: (
-            "layout.zero_stage=0 cannot run with train.precision=bf16: DeepSpeed would accumulate gradients in bf16 "
-            "there; set layout.zero_stage=1 (the same work at dp=1), or train.precision=fp32"
-        ),
-    ),
+    *ENGINE_RULES,
     # The batch and the schedule.
     Rule(
         "batch_divides",

@@ -167,14 +167,28 @@ def test_differences_see_through_the_file(load: Callable[..., RunConfig], tmp_pa
     [
         ({}, 6),
         ({"norm_position": "post"}, 5),
+        ({"positions": "rotary"}, 5),
         ({"architecture": "encoder_decoder", "num_encoder_layers": 3}, 12),
         ({"architecture": "encoder_decoder", "num_encoder_layers": 3, "norm_position": "post"}, 10),
+        ({"architecture": "encoder_decoder", "num_encoder_layers": 3, "positions": "sinusoidal"}, 10),
     ],
 )
-def test_pipeline_layers_are_those_that_the_model_builds(settings: dict[str, object], layers: int) -> None:
+def test_pipeline_layers_are_those_with_parameters(settings: dict[str, object], layers: int) -> None:
     from pretrain.model.layers import build_layers
     from pretrain.parallel.sequence import ModelMesh
 
     model = ModelSettings(d_model=16, num_layers=2, num_heads=2, d_ff=16, vocab_size=16, **settings)  # pyright: ignore
     specs = build_layers(model, ModelMesh(), seed=1)
-    assert len(specs) == pipeline_layers(model) == layers
+    assert sum(spec.has_parameters for spec in specs) == pipeline_layers(model) == layers
+    for spec in specs:
+        assert spec.has_parameters == any(True for _ in spec.build().parameters()), spec.name
+
+
+def test_streams_are_split_unasked_only_where_positions_divide(load: Callable[..., RunConfig]) -> None:
+    def split(*overrides: str) -> str:
+        return resolve(load("layout.tp=2", *overrides), LAPTOP, World()).layout.sequence_parallel
+
+    assert split("layout.pp=2") == "enabled"
+    assert split("layout.pp=1") == "disabled"
+    assert split("layout.pp=2", "data.sequence_length=31") == "disabled"
+    assert split("layout.pp=2", "layout.ulysses=16", "data.sequence_length=48") == "disabled"

@@ -78,6 +78,11 @@ def test_the_small_config_keeps_every_rule(make: Callable[..., RunConfig]) -> No
         check_data(Prepared(config, manifest("pairs" if overrides else "text")))
 
 
+def _experts(**changes: int) -> str:
+    moe = {"num_experts": 4, "experts_per_token": 2, "d_ff": 32, **changes}
+    return "model.moe={" + ", ".join(f"{name}: {value}" for name, value in moe.items()) + "}"
+
+
 # Rule -> what breaks it, what its message names, and the overrides that its message proposes.
 CONFIG_CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
     "heads_divide_width": (["model.num_heads=3"], ["model.num_heads=3", "model.d_model=64"], ["model.num_heads=8"]),
@@ -111,6 +116,42 @@ CONFIG_CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["model.num_encoder_layers=2", "model.architecture=decoder"],
         ["model.num_encoder_layers=0"],
     ),
+    "experts_hold_choices": (
+        [_experts(num_experts=4, experts_per_token=5)],
+        ["model.moe.experts_per_token=5", "model.moe.num_experts=4"],
+        ["model.moe.experts_per_token=4"],
+    ),
+    "dense_layers_leave_experts": (
+        [_experts(first_dense_layers=2)],
+        ["model.moe.first_dense_layers=2", "use 1 or fewer"],
+        ["model.moe.first_dense_layers=1"],
+    ),
+    "tiles_are_of_dense_layers": (
+        [_experts(), "train.feed_forward_tile_tokens=64"],
+        ["train.feed_forward_tile_tokens=64", "train.recompute=full"],
+        ["train.feed_forward_tile_tokens=null", "train.recompute=full"],
+    ),
+    "tp_divides_experts": (
+        [_experts(d_ff=30), "layout.tp=4", "layout.dp=1"],
+        ["layout.tp=4", "model.moe.d_ff=30", "tp=1 or 2"],
+        ["layout.tp=2"],
+    ),
+    "ep_needs_experts": (["layout.ep=2", "layout.dp=2"], ["layout.ep=2", "model.moe=null"], ["layout.ep=1"]),
+    "ep_divides_experts": (
+        [_experts(num_experts=6), "layout.ep=4", "layout.dp=4", "train.global_batch_tokens=512"],
+        ["layout.ep=4", "model.moe.num_experts=6", "ep=1 or 2"],
+        ["layout.ep=2"],
+    ),
+    "ep_divides_data_ranks": (
+        [_experts(), "layout.ep=4", "layout.dp=2"],
+        ["layout.ep=4", "dp=2", "ep=1 or 2"],
+        ["layout.ep=2"],
+    ),
+    "ep_needs_zero_below_3": (
+        [_experts(), "layout.ep=2", "layout.dp=2", "layout.zero_stage=3"],
+        ["layout.zero_stage=3", "layout.ep=2", "deepspeed/runtime/engine.py"],
+        ["layout.ep=1"],
+    ),
     "seq2seq_needs_encoder": (
         ["data.objective=seq2seq", "data.source_length=32"],
         ["data.objective=seq2seq", "not decoder"],
@@ -133,6 +174,21 @@ CONFIG_CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["layout.tp=4", "model.d_ff=130", "tp=1 or 2"],
         ["layout.tp=2"],
     ),
+    "ulysses_divides_heads": (
+        ["layout.ulysses=4", "layout.tp=2"],
+        ["layout.ulysses=4", "layout.tp=2", "model.num_heads=4", "ulysses=1 or 2", "layout.ring=4"],
+        ["layout.ulysses=1", "layout.ring=4"],
+    ),
+    "context_divides_sequences": (
+        [*SEQ2SEQ, "layout.ring=2", "data.source_length=30"],
+        ["data.sequence_length=32", "data.source_length=30", "layout.ring=2", "divide by 4", "28 or 32"],
+        ["data.source_length=28"],
+    ),
+    "sequence_parallel_divides_sequences": (
+        ["layout.sequence_parallel=enabled", "layout.tp=2", "data.sequence_length=31", "train.global_batch_tokens=248"],
+        ["layout.sequence_parallel=enabled", "layout.tp=2", "data.sequence_length=31", "multiples of 2", "30 or 32"],
+        ["layout.sequence_parallel=disabled"],
+    ),
     "stages_have_layers": (["layout.pp=7"], ["layout.pp=7", "6 layers", "pp=6"], ["layout.pp=6"]),
     "pipeline_needs_zero_1": (
         ["layout.pp=2", "layout.zero_stage=2"],
@@ -143,6 +199,26 @@ CONFIG_CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["layout.zero_stage=0", "train.precision=bf16"],
         ["layout.zero_stage=0", "train.precision=bf16", "layout.zero_stage=1"],
         ["train.precision=fp32"],
+    ),
+    "fp16_needs_gpu": (
+        ["train.precision=fp16"],
+        ["train.precision=fp16", "train.device=cpu", "is_fp16_supported", "train.precision=bf16"],
+        ["train.precision=bf16"],
+    ),
+    "zero_bubble_needs_pipeline": (
+        ["layout.pipeline_schedule=zb-h1"],
+        ["layout.pipeline_schedule=zb-h1", "layout.pp=1"],
+        ["layout.pp=2"],
+    ),
+    "offload_needs_zero": (
+        ["layout.offload=optimizer", "layout.zero_stage=0"],
+        ["layout.offload=optimizer", "layout.zero_stage=0", "offload_config.py", "layout.zero_stage=1"],
+        ["layout.zero_stage=1"],
+    ),
+    "offloaded_parameters_need_zero_3": (
+        ["layout.offload=optimizer_and_parameters", "layout.zero_stage=2"],
+        ["layout.offload=optimizer_and_parameters", "layout.zero_stage=2", "offload_config.py", "layout.zero_stage=3"],
+        ["layout.zero_stage=3"],
     ),
     "batch_divides": (
         ["train.global_batch_tokens=300"],

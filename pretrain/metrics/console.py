@@ -200,7 +200,7 @@ def layout_map(layout: ParallelLayout, stages: Sequence[Sequence[str]]) -> Table
     table.add_column(no_wrap=True)
     table.add_column()
     for pipe, layers in enumerate(stages):
-        groups = [_ranks(layout, pipe, data) for data in range(layout.dp)]
+        groups = [_ranks(layout, pipe, data) for data in range(layout.data_size)]
         if len(groups) > MAX_GROUPS_SHOWN:
             groups = [*groups[: MAX_GROUPS_SHOWN - 2], "...", groups[-1]]
         table.add_row(f"stage {pipe}", Text(" ".join(groups)), Text(describe_layers(layers)))

@@ -71,14 +71,15 @@ def _factor(value: int, name: str) -> Fragment:
 
 def _grid(layout: ParallelLayout, stages: Sequence[Sequence[str]]) -> Fragment:
     """Stages from top to bottom; in each, a box for every data coordinate with its tensor ranks."""
-    drawn = layout.dp if layout.world_size <= MAX_RANKS_DRAWN else max(1, MAX_RANKS_DRAWN // (layout.pp * layout.tp))
-    drawn = min(drawn, layout.dp)
+    drawn = layout.data_size
+    if layout.world_size > MAX_RANKS_DRAWN:
+        drawn = min(drawn, max(1, MAX_RANKS_DRAWN // (layout.pp * layout.tp)))
     rows = []
     for pipe in range(layout.pp):
         layers = describe_layers(stages[pipe]) if pipe < len(stages) else ""
         boxes: list[Content] = [_tensor_group(layout, pipe, data) for data in range(drawn)]
-        if drawn < layout.dp:
-            boxes.append(element("span", f"… and {layout.dp - drawn:,} more", class_="more"))
+        if drawn < layout.data_size:
+            boxes.append(element("span", f"… and {layout.data_size - drawn:,} more", class_="more"))
         label = element("div", element("h3", f"Stage {pipe}"), element("p", layers), class_="stage-label")
         rows.append(element("div", label, element("div", *boxes, class_="boxes"), class_="stage"))
     key = element("p", "A box is a tensor group, one for each data coordinate; the numbers are ranks.", class_="key")

@@ -76,8 +76,7 @@ def open_logs(
 
 def layout_sizes(config: RunConfig) -> dict[str, int]:
     """The layout as records keep it."""
-    layout = config.parallel_layout
-    return {"pp": layout.pp, "dp": layout.dp, "tp": layout.tp, "zero_stage": config.layout.zero_stage}
+    return {**config.parallel_layout.sizes(), "zero_stage": config.layout.zero_stage}
 
 
 def arithmetic_of(config: RunConfig, mesh: ProcessMesh) -> Arithmetic:

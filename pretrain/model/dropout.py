@@ -7,6 +7,8 @@ Not taken: torch's dropout with forked generator states (each tensor and pipelin
 layouts would never agree). Where the rate is 0 nothing of this runs.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -55,17 +57,36 @@ class Dropout(nn.Module):
 
 
 class HeadDropout(Dropout):
-    """Drops attention probabilities; rows are numbered by sample, *global* head and query position."""
+    """Drops attention probabilities; rows are numbered by sample, *global* head and query position, columns by key position."""
 
     def probabilities(self, p: torch.Tensor, sample: torch.Tensor | None, first_head: int) -> torch.Tensor:
-        """(B, H/tp, S, T) to the same."""
+        """(B, H', S, T) of heads from `first_head` on to the same."""
         if not self.training:
             return p
-        assert sample is not None, "the carry brings the sample numbers wherever something is dropped"
-        heads = torch.arange(first_head, first_head + p.shape[1], device=p.device)
         queries = torch.arange(p.shape[2], device=p.device)
-        rows = sample.view(-1, 1, 1) * _SAMPLE_STRIDE + (heads.view(-1, 1) << 20) + queries
-        return self.drop(p, rows)
+        keep, factor = self.keep(sample, range(first_head, first_head + p.shape[1]), queries, (range(p.shape[3]),))
+        return _Dropped.apply(p, keep, factor)  # type: ignore[return-value]
+
+    def keep(
+        self, sample: torch.Tensor | None, heads: range, queries: torch.Tensor, keys: Sequence[range]
+    ) -> tuple[torch.Tensor, float]:
+        """What is kept of the probabilities of some heads, queries and keys, and the factor that makes up for the others.
+
+        Args:
+            sample: (B,) sample numbers.
+            heads: numbers of them in the model.
+            queries: (S',) their positions in the sequence.
+            keys: runs of T' positions in all.
+
+        Returns:
+            Mask (B, H', S', T') bool, and the factor.
+        """
+        assert sample is not None, "the carry brings the sample numbers wherever something is dropped"
+        numbers = torch.arange(heads.start, heads.stop, device=sample.device)
+        rows = sample.view(-1, 1, 1) * _SAMPLE_STRIDE + (numbers.view(-1, 1) << 20) + queries
+        runs = [keep_mask(self.key, rows, len(run), self.rate, first=run.start) for run in keys]
+        masks = [mask for mask, _ in runs]
+        return masks[0] if len(masks) == 1 else torch.cat(masks, -1), runs[0][1]
 
 
 class KeepAll(nn.Module):

@@ -137,7 +137,7 @@ _LANES = 4
 _LANE_VALUES = 1 << 16
 
 
-def keep_mask(key: int, rows: torch.Tensor, length: int, rate: float) -> tuple[torch.Tensor, float]:
+def keep_mask(key: int, rows: torch.Tensor, length: int, rate: float, *, first: int = 0) -> tuple[torch.Tensor, float]:
     """Which values of each row dropout keeps, and the factor that makes up for the others.
 
     One hash serves four neighbouring values with 16 bits each; the share that is dropped is `rate` rounded to a multiple of
@@ -146,15 +146,16 @@ def keep_mask(key: int, rows: torch.Tensor, length: int, rate: float) -> tuple[t
     Args:
         key: of the stream.
         rows: (...) int64, a number for each row, the same under every layout.
-        length: values in a row.
+        length: values of a row that are asked for.
         rate: share to drop, in (0, 1).
+        first: the row's value that they start at.
 
     Returns:
         Mask (..., length) bool, and the factor of the kept values.
     """
     dropped = min(_LANE_VALUES - 1, round(rate * _LANE_VALUES))
     row_keys = hash_bits_(rows + key)
-    groups = -(-length // _LANES)
-    bits = hash_bits_(row_keys.unsqueeze(-1) + torch.arange(groups, device=rows.device))
-    lanes = bits.view(torch.int16)[..., :length]
+    groups = torch.arange(first // _LANES, -(-(first + length) // _LANES), device=rows.device)
+    bits = hash_bits_(row_keys.unsqueeze(-1) + groups)
+    lanes = bits.view(torch.int16)[..., first % _LANES : first % _LANES + length]
     return lanes >= dropped - _LANE_VALUES // 2, _LANE_VALUES / (_LANE_VALUES - dropped)

@@ -110,6 +110,13 @@ def test_a_mask_of_a_row_does_not_depend_on_the_other_rows() -> None:
     assert torch.equal(part, whole[2:5, 4:])
 
 
+@pytest.mark.parametrize(("first", "length"), [(0, 7), (3, 9), (8, 22), (29, 1)])
+def test_a_mask_of_some_columns_is_that_of_the_whole_row(first: int, length: int) -> None:
+    whole, _ = keep_mask(3, torch.arange(16), 30, 0.5)
+    part, _ = keep_mask(3, torch.arange(16), length, 0.5, first=first)
+    assert torch.equal(part, whole[:, first : first + length])
+
+
 def test_masks_of_neighbouring_rows_and_places_are_uncorrelated() -> None:
     masks = [
         keep_mask(key, torch.arange(first, first + 300), 300, 0.5)[0].double()

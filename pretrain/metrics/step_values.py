@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pretrain.engine.protocol import EvaluationResult, StepResult
+from pretrain.metrics.expert_load import load_values
 
 FIRST_POSITIONS = 8
 GIB = 2**30
@@ -73,6 +74,10 @@ def step_values(result: StepResult, cost: StepCost, arithmetic: Arithmetic, prog
     }
     if arithmetic.peak_flops is not None:
         values["perf/mfu"] = flops / arithmetic.peak_flops
+    if result.pipeline_bubble is not None:
+        values["perf/pipeline_bubble"] = result.pipeline_bubble
+    if result.expert_load is not None:
+        values |= {"train/auxiliary_loss": result.auxiliary} | load_values(result.expert_load)
     if cost.device_peak_bytes:
         values["memory/device_peak_gib"] = cost.device_peak_bytes / GIB
     return values

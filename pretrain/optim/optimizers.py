@@ -32,7 +32,12 @@ def build_adamw(parameters: Iterable[nn.Parameter], settings: OptimizerSettings)
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """The trained parameters, matrices first, each group with its decay; a parameter that is named twice (tied) counts once."""
     trained = list({id(p): p for p in parameters if p.requires_grad}.values())
-    matrices = [p for p in trained if p.ndim >= 2]
-    vectors = [p for p in trained if p.ndim < 2]
+    matrices = [p for p in trained if not _is_vector(p)]
+    vectors = [p for p in trained if _is_vector(p)]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def _is_vector(parameter: nn.Parameter) -> bool:
+    """Whether it is a vector, or one for each expert (marked `stacked`)."""
+    return parameter.ndim - int(getattr(parameter, "stacked", False)) < 2

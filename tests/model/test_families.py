@@ -43,6 +43,16 @@ def llama3(layers: int, d: int, heads: int, ff: int) -> int:
     return 2 * 128_256 * d + layers * (attention + 3 * d * ff + 2 * d) + d
 
 
+def mixture(
+    vocabulary: int, layers: int, d: int, heads: int, kv_heads: int, experts: int, ff: int, *, head_norms: int = 0
+) -> int:
+    """Jiang et al. 2024, table 1; Yang et al. 2025, table 2: heads of 128, SwiGLU experts and a router, two RMSNorms a block,
+    untied embeddings; perhaps a norm for queries and one for keys. Of `experts`, all or those that a token meets."""
+    attention = 2 * d * heads * 128 + 2 * d * kv_heads * 128 + head_norms * 128
+    router = d * (128 if head_norms else 8)
+    return 2 * vocabulary * d + layers * (attention + router + experts * 3 * d * ff + 2 * d) + d
+
+
 PUBLISHED = {
     "transformer-base": ("65M", 63_045_632, transformer(6, 512, 2048)),
     "transformer-big": ("213M", 214_171_648, transformer(6, 1024, 4096)),
@@ -64,6 +74,9 @@ PUBLISHED = {
     "llama3-8b": ("8B", 8_030_261_248, llama3(32, 4096, 32, 14_336)),
     "llama3-70b": ("70B", 70_553_706_496, llama3(80, 8192, 64, 28_672)),
     "llama3-405b": ("405B", 405_853_388_800, llama3(126, 16_384, 128, 53_248)),
+    "mixtral-8x7b": ("47B", 46_702_792_704, mixture(32_000, 32, 4096, 32, 8, 8, 14_336)),
+    "qwen3-30b-a3b": ("30.5B", 30_532_122_624, mixture(151_936, 48, 2048, 32, 4, 128, 768, head_norms=2)),
+    "qwen3-235b-a22b": ("235B", 235_093_634_560, mixture(151_936, 94, 4096, 64, 4, 128, 1536, head_norms=2)),
 }
 """Model -> the figure that its authors give (GPT-2: the names of the released models), the exact count, the closed form."""
 
@@ -83,6 +96,13 @@ EXCEPTIONS = {
 }
 """Model -> (count / published figure - 1, why the published figure is not the rounded count)."""
 
+ACTIVE = {
+    "mixtral-8x7b": ("13B", 12_879_925_248, mixture(32_000, 32, 4096, 32, 8, 2, 14_336)),
+    "qwen3-30b-a3b": ("3.3B", 3_353_032_704, mixture(151_936, 48, 2048, 32, 4, 8, 768, head_norms=2)),
+    "qwen3-235b-a22b": ("22B", 22_190_763_520, mixture(151_936, 94, 4096, 64, 4, 8, 1536, head_norms=2)),
+}
+"""Of a mixture of experts: what a token meets, as `PUBLISHED`. The 3.3B are cut off: 3.35."""
+
 GPT2_PAPER = {
     "gpt2-small": ("117M", +0.063588),
     "gpt2-medium": ("345M", +0.028473),
@@ -97,10 +117,11 @@ LAPTOP = {
     "gpt-laptop": 6_901_760,
     "palm-laptop": 7_800_576,
     "llama3-laptop": 8_916_224,
+    "moe-laptop": 13_352_960,
 }
 """Not published: the exact count with a vocabulary of 8,192."""
 
-FAMILY_PARTS = {"transformer", "gpt2", "gpt3", "palm", "llama3"}
+FAMILY_PARTS = {"transformer", "gpt2", "gpt3", "palm", "llama3", "mixtral", "qwen3-moe"}
 
 
 def shipped(name: str) -> ModelSettings:
@@ -144,6 +165,14 @@ def test_count_matches_the_published_figure_or_is_a_listed_exception(name: str):
         assert abs(literal - value) > tolerance, f"{name} matches: take it off the list"
     else:
         assert abs(literal - value) <= tolerance
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_a_token_meets_what_is_published(name: str):
+    published, literal, closed_form = ACTIVE[name]
+    assert num_parameters(shipped(name), "active") == literal == closed_form
+    value, tolerance = digits(published)
+    assert -tolerance <= literal - value <= 2 * tolerance
 
 
 @pytest.mark.parametrize("name", GPT2_PAPER)

@@ -7,7 +7,7 @@ from pretrain.model.flops import (
     head_forward_flops,
     num_parameters,
 )
-from pretrain.model.settings import ModelSettings
+from pretrain.model.settings import ModelSettings, MoESettings
 
 GPT = ModelSettings(vocab_size=100, d_model=8, num_layers=3, num_heads=2, d_ff=32, max_sequence_length=16)
 
@@ -80,3 +80,20 @@ def test_parts_of_a_decoder_add_up_to_its_forward():
 def test_model_without_a_vocabulary_is_refused():
     with pytest.raises(ValueError, match="vocab_size"):
         num_parameters(GPT.model_copy(update={"vocab_size": None}))
+
+
+def test_experts_count_all_of_their_parameters_and_work_for_those_that_a_token_meets():
+    moe = MoESettings(num_experts=8, experts_per_token=2, d_ff=16, num_shared_experts=1, first_dense_layers=1)
+    model = GPT.model_copy(update={"moe": moe})
+    expert, router = 2 * 8 * 16 + 16 + 8, 8 * 8
+    dense = 2 * 8 * 32 + 32 + 8
+    assert num_parameters(model) - num_parameters(GPT) == 2 * (9 * expert + router - dense)
+    assert num_parameters(model, "active") - num_parameters(GPT) == 2 * (3 * expert + router - dense)
+    assert flops_per_token(model, 16) - flops_per_token(GPT, 16) == 6 * 2 * (3 * expert + router - dense)
+
+
+def test_stages_are_balanced_by_what_a_token_meets():
+    moe = MoESettings(num_experts=64, experts_per_token=1, d_ff=32)
+    model = GPT.model_copy(update={"moe": moe})
+    experts = block_forward_flops(model, "decoder", 16, feed_forward="experts")
+    assert experts - block_forward_flops(GPT, "decoder", 16) == 2 * 64 * 8  # the router

@@ -11,11 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from pretrain.model.initialization import ZEROS, matrix_distribution, residual_distribution
+from pretrain.model.recompute import Runner, keep
 from pretrain.model.settings import ModelSettings
 from pretrain.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from pretrain.parallel.sequence import ModelMesh
 
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -25,45 +26,65 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 class FeedForward(nn.Module):
     """D -> F -> D with an element-wise activation between."""
 
-    def __init__(self, model: ModelSettings, mesh: ModelMesh, num_layers: int) -> None:
+    def __init__(
+        self, model: ModelSettings, mesh: ModelMesh, num_layers: int, width: int, activation: Runner = keep
+    ) -> None:
         super().__init__()
         bias = ZEROS if "feed_forward" in model.biases else None
-        inner = matrix_distribution(model, model.d_model, model.d_ff)
-        self.up = ColumnParallelLinear(model.d_model, model.d_ff, mesh.model, weight=inner, bias=bias)
-        outer = residual_distribution(model, model.d_ff, num_layers)
-        self.down = RowParallelLinear(model.d_ff, model.d_model, mesh.model, weight=outer, bias=bias)
-        self.activation = _ACTIVATIONS.get(model.activation)
+        inner, gradients = matrix_distribution(model, model.d_model, width), mesh.weight_gradients
+        self.up = ColumnParallelLinear(
+            model.d_model, width, mesh.model, weight=inner, bias=bias, weight_gradients=gradients
+        )
+        outer = residual_distribution(model, width, num_layers)
+        self.down = RowParallelLinear(
+            width, model.d_model, mesh.model, weight=outer, bias=bias, weight_gradients=gradients
+        )
+        self.activation = ACTIVATIONS.get(model.activation)
+        self.run_activation = activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, S, D), past `Stream.enter`, to this rank's addend (B, S, D), which has yet to pass `Stream.leave`."""
-        return self.down(self.inner(x))
+        """(..., D), past `Stream.enter`, to this rank's addend (..., D), which has yet to pass `Stream.leave`."""
+        return self.run_activation(self.close, self.up(x))
 
-    def inner(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, S, D) to (B, S, F/tp)."""
+    def close(self, up: torch.Tensor) -> torch.Tensor:
+        """(..., F/tp), what `up` made, to (..., D)."""
         assert self.activation is not None
-        return self.activation(self.up(x))
+        return self.down(self.activation(up))
 
 
 class GatedFeedForward(FeedForward):
     """SwiGLU: silu(gate(x)) * up(x) (Shazeer 2020, GLU variants improve transformer)."""
 
-    def __init__(self, model: ModelSettings, mesh: ModelMesh, num_layers: int) -> None:
-        super().__init__(model, mesh, num_layers)
+    def __init__(
+        self, model: ModelSettings, mesh: ModelMesh, num_layers: int, width: int, activation: Runner = keep
+    ) -> None:
+        super().__init__(model, mesh, num_layers, width, activation)
         bias = ZEROS if "feed_forward" in model.biases else None
-        inner = matrix_distribution(model, model.d_model, model.d_ff)
-        self.gate = ColumnParallelLinear(model.d_model, model.d_ff, mesh.model, weight=inner, bias=bias)
+        inner, gradients = matrix_distribution(model, model.d_model, width), mesh.weight_gradients
+        self.gate = ColumnParallelLinear(
+            model.d_model, width, mesh.model, weight=inner, bias=bias, weight_gradients=gradients
+        )
 
-    def inner(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, S, D) to (B, S, F/tp)."""
-        return F.silu(self.gate(x)) * self.up(x)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., D), past `Stream.enter`, to this rank's addend (..., D), which has yet to pass `Stream.leave`."""
+        return self.run_activation(self.close_gated, self.gate(x), self.up(x))
+
+    def close_gated(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """Two of (..., F/tp) to (..., D)."""
+        return self.down(F.silu(gate) * up)
 
 
-def build_feed_forward(model: ModelSettings, mesh: ModelMesh, num_layers: int) -> FeedForward:
+def build_feed_forward(
+    model: ModelSettings, mesh: ModelMesh, num_layers: int, activation: Runner = keep, *, width: int | None = None
+) -> FeedForward:
     """The feed-forward layer that the settings name.
 
     Args:
         model: the model.
         mesh: the model's.
         num_layers: blocks of the stack it is in (for the initial scale of `down`).
+        activation: runs what is between the first products and the end of the last.
+        width: inner one; None: the model's.
     """
-    return (GatedFeedForward if model.activation == "swiglu" else FeedForward)(model, mesh, num_layers)
+    kind = GatedFeedForward if model.activation == "swiglu" else FeedForward
+    return kind(model, mesh, num_layers, width or model.d_ff, activation)

@@ -17,6 +17,7 @@ from pretrain.model.layer import pass_on
 from pretrain.model.settings import ModelSettings
 from pretrain.parallel.embedding import VocabularyTable
 from pretrain.parallel.sequence import ModelMesh
+from pretrain.parallel.tiled_cross_entropy import tiled_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,53 @@ class ProjectToLogits:
         return pass_on(carry, self.flow, logits=table.logits(table.stream.enter(scaled)))
 
 
-TableUse = EmbedTokens | ProjectToLogits
+@dataclass(frozen=True)
+class LossTiles:
+    """How the head makes losses itself."""
+
+    tokens: int
+    """Whose logits exist at once."""
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class ProjectToLosses:
+    """The stream to losses, going through the tokens in tiles: all logits never exist at once."""
+
+    flow: Flow
+    scale: float
+    tiles: LossTiles
+
+    def __call__(self, table: "TableLayer", carry: Carry) -> Carry:
+        """Replaces `hidden` (B, L, D) and `labels` (B, C) by `losses` (3, B, C), the three of `TokenLosses`."""
+        hidden = carry["hidden"]
+        entered = table.stream.enter(hidden if self.scale == 1.0 else hidden * self.scale)
+        losses = tiled_cross_entropy(
+            entered,
+            table.weight,
+            carry["labels"],
+            table.axis,
+            table.vocab_size,
+            tile_tokens=self.tiles.tokens,
+            label_smoothing=self.tiles.label_smoothing,
+        )
+        return pass_on(carry, self.flow, losses=torch.stack(losses))
+
+
+TableUse = EmbedTokens | ProjectToLogits | ProjectToLosses
 
 
 class TableLayer(VocabularyTable):
     """A vocabulary table in a list of layers, with the use that its first place makes of it."""
 
     def __init__(self, model: ModelSettings, mesh: ModelMesh, use: TableUse) -> None:
-        super().__init__(vocabulary_of(model), model.d_model, mesh.model, weight=embedding_distribution(model))
+        weight = embedding_distribution(model)
+        super().__init__(
+            vocabulary_of(model), model.d_model, mesh.model, weight=weight, weight_gradients=mesh.weight_gradients
+        )
         self.use = use
         self.stream = mesh.stream
+        self.vocab_size = vocabulary_of(model)
 
     def forward(self, carry: Carry, use: TableUse | None = None) -> Carry:
         """The carry behind its first use, or behind the given one of a later place."""

@@ -40,7 +40,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "logit_scale": "rsqrt_d_model",
     },
     "llama": {**_LLAMA, "num_kv_heads": 2},
-    "key-value heads that straddle ranks": {**_LLAMA, "num_heads": 12, "num_kv_heads": 3, "head_dim": 4},
+    "qwen": {**_LLAMA, "num_kv_heads": 2, "qk_norm": "head"},
+    "multi-query with normed heads": {"num_kv_heads": 1, "qk_norm": "head", "norm_epsilon": 1e-2},
+    "key-value heads that straddle ranks": {
+        **_LLAMA,
+        "num_heads": 12,
+        "num_kv_heads": 3,
+        "head_dim": 4,
+        "qk_norm": "head",
+    },
     "key-value heads and dropout": {**_LLAMA, "num_kv_heads": 2, "attention_dropout": 0.3, "dropout": 0.1},
     "transformer": {
         **_ENCODER_DECODER,
@@ -52,7 +60,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "initialization": {"scheme": "xavier_uniform", "residual_scale": "none", "embedding_std": 0.2},
     },
     "untied encoder-decoder with dropout": {**_ENCODER_DECODER, **_LLAMA, "num_kv_heads": 2, "dropout": 0.1},
-    "parallel encoder-decoder": {**_ENCODER_DECODER, "block": "parallel", "num_kv_heads": 1, "activation": "gelu"},
+    "parallel encoder-decoder": {
+        **_ENCODER_DECODER,
+        "block": "parallel",
+        "num_kv_heads": 1,
+        "activation": "gelu",
+        "qk_norm": "head",
+    },
     "parallel post-norm": {"block": "parallel", "norm_position": "post", "positions": "none"},
 }
 
@@ -62,9 +76,12 @@ def settings(family: str = "gpt", **changes: Any) -> ModelSettings:
     return ModelSettings(**{**_BASE, **FAMILIES[family], **changes})
 
 
-def build(model: ModelSettings, mesh: ModelMesh = SINGLE, seed: int = 7) -> LayerStack:
-    """The model with vectors (biases, norm weights) moved off their first values, where a fault would not show."""
-    stack = LayerStack(build_layers(model, mesh, seed=seed))
+def build(model: ModelSettings, mesh: ModelMesh = SINGLE, seed: int = 7, **more: Any) -> LayerStack:
+    """The model with vectors (biases, norm weights) moved off their first values, where a fault would not show.
+
+    `more` are further arguments of `build_layers`.
+    """
+    stack = LayerStack(build_layers(model, mesh, seed=seed, **more))
     for name, parameter in stack.named_parameters():
         if parameter.dim() == 1:
             shift = torch.zeros_like(parameter)

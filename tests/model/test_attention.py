@@ -7,6 +7,7 @@ import torch
 
 from pretrain.model.attention import Attention, _heads_used
 from pretrain.model.masks import Mask, Masks
+from pretrain.model.positions import Rotary
 from pretrain.parallel.linear import place
 from tests.model.small_models import SINGLE, settings
 
@@ -26,23 +27,33 @@ def _by_formula(attention: Attention, x: torch.Tensor, memory: torch.Tensor, all
     width = attention.head_dim
     query = x.double() @ parameters["query.weight"].T + parameters["query.bias"]
     both = memory.double() @ parameters["key_value.weight"].T + parameters["key_value.bias"]
+
+    def normed(head: torch.Tensor, name: str) -> torch.Tensor:
+        if f"{name}.weight" not in parameters:
+            return head
+        return head / (head.square().mean(-1, keepdim=True) + 1e-5).sqrt() * parameters[f"{name}.weight"]
+
     kv_heads = both.shape[-1] // (2 * width)
     heads = []
     for head in range(attention.heads):
         group = head * kv_heads // attention.heads
-        q = query[..., head * width : (head + 1) * width]
-        k = both[..., 2 * group * width : (2 * group + 1) * width]
+        q = normed(query[..., head * width : (head + 1) * width], "query_norm")
+        k = normed(both[..., 2 * group * width : (2 * group + 1) * width], "key_norm")
         v = both[..., (2 * group + 1) * width : (2 * group + 2) * width]
         scores = (q @ k.mT / math.sqrt(width)).masked_fill(~allowed, -math.inf)
         heads.append(scores.softmax(-1) @ v)
     return torch.cat(heads, -1) @ parameters["output.weight"].T + parameters["output.bias"]
 
 
+@pytest.mark.parametrize("qk_norm", ["none", "head"])
 @pytest.mark.parametrize("head_dim", [None, 12])
 @pytest.mark.parametrize("kv_heads", [None, 2, 1])
 @pytest.mark.parametrize("masked", ["causal", "documents"])
-def test_self_attention_is_the_formula(kv_heads: int | None, head_dim: int | None, masked: str) -> None:
-    attention = _attention(num_kv_heads=kv_heads, head_dim=head_dim)
+def test_self_attention_is_the_formula(kv_heads: int | None, head_dim: int | None, masked: str, qk_norm: str) -> None:
+    attention = _attention(num_kv_heads=kv_heads, head_dim=head_dim, qk_norm=qk_norm)
+    for norm in (attention.query_norm, attention.key_norm):
+        if norm is not None:
+            norm.weight.data.uniform_(0.5, 2.0, generator=torch.Generator().manual_seed(2))
     x = torch.randn(2, 9, 32)
     documents = torch.zeros(2, 9, dtype=torch.long)
     if masked == "documents":
@@ -52,6 +63,20 @@ def test_self_attention_is_the_formula(kv_heads: int | None, head_dim: int | Non
     allowed = torch.ones(9, 9).tril().bool() & (documents[0][:, None] == documents[0])
     found = attention(x, x, mask)
     torch.testing.assert_close(found.double(), _by_formula(attention, x, x, allowed), atol=1e-5, rtol=1e-5)
+
+
+def test_heads_are_normed_by_one_weight_before_they_are_turned() -> None:
+    """Turning keeps a head's length, and the norm sets it: a key of any scale gives the same scores."""
+    names = {name for name, _ in _attention(qk_norm="head").named_parameters()}
+    assert {"query_norm.weight", "key_norm.weight"} <= names
+    attention = _attention(qk_norm="head", positions="rotary")
+    rotary = Rotary(settings("gpt", positions="rotary")).factors(torch.arange(9).expand(2, -1))
+    x = torch.randn(2, 9, 32)
+    before = attention(x, x, Mask(causal=True), rotary)
+    attention.query.weight.data *= 64
+    assert attention.query.bias is not None
+    attention.query.bias.data *= 64
+    torch.testing.assert_close(attention(x, x, Mask(causal=True), rotary), before, atol=1e-4, rtol=1e-4)
 
 
 def test_attention_to_another_stream_is_the_formula() -> None:

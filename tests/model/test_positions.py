@@ -47,6 +47,13 @@ def test_the_gradient_of_a_rotation_is_the_rotation_back() -> None:
     torch.testing.assert_close(grad, x)
 
 
+def test_far_positions_of_a_sequence_that_ranks_share_are_in_the_table() -> None:
+    positions = torch.tensor([[0, 1, 62, 63]])
+    long = Rotary(settings("llama", max_sequence_length=64)).factors(positions)
+    for found, expected in zip(Rotary(settings("llama")).factors(positions, 64), long, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
     rotary = Rotary(settings("llama", max_sequence_length=128))
     query, key = torch.randn(2, 8)

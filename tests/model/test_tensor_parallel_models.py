@@ -86,6 +86,13 @@ def test_a_model_is_the_same_under_tensor_parallelism(world: World, family: str,
         assert found[worst] < _BOUND, f"rank {rank}: {worst} is off by {found[worst]:.2e}"
 
 
+def test_a_split_stream_of_one_rank_is_the_whole_one() -> None:
+    model, alone = settings("gpt with dropout"), ProcessMesh.single()
+    inputs = random_inputs(model)
+    whole, split = (build(model, ModelMesh.of(alone, stream))(inputs) for stream in (WholeStream, SplitStream))
+    assert torch.equal(split, whole)
+
+
 def _replicated_gradients(family: str) -> dict[str, list[float]]:
     stack, _, _ = _run(settings(family), _mesh(2))
     return {
@@ -95,7 +102,7 @@ def _replicated_gradients(family: str) -> dict[str, list[float]]:
     }
 
 
-@pytest.mark.parametrize("family", ["palm", "transformer"])
+@pytest.mark.parametrize("family", ["palm", "transformer", "multi-query with normed heads"])
 def test_gradients_of_replicated_parameters_are_bit_equal_on_all_ranks(world: World, family: str) -> None:
     first, *others = world.run(_replicated_gradients, family)
     assert any("norm" in name for name in first)

@@ -71,14 +71,19 @@ def pipeline_layers(specs: Sequence[LayerSpec], boundaries: Sequence[Names]) -> 
     return layers
 
 
-def balance(costs: Sequence[float], stages: int) -> list[int]:
+def balance(costs: Sequence[float], stages: int, starts: Sequence[bool] | None = None) -> list[int]:
     """Cuts a list of layers into contiguous, non-empty stages so that the costliest stage is as cheap as can be.
 
-    Returns stages + 1 bounds. Dynamic programming, O(stages x layers^2). Raises ValueError with fewer layers than stages.
+    Args:
+        costs: of the layers.
+        stages: to fill.
+        starts: whether a stage may start with a layer; None: with any.
+
+    Returns stages + 1 bounds. Dynamic programming, O(stages x layers^2). Raises ValueError with fewer such layers than stages.
     """
-    n = len(costs)
-    if n < stages:
-        raise ValueError(f"{n} layers cannot fill {stages} pipeline stages")
+    n, starts = len(costs), starts or [True] * len(costs)
+    if sum(starts) < stages:
+        raise ValueError(f"{sum(starts)} layers cannot fill {stages} pipeline stages")
     prefix = [0.0]
     for cost in costs:
         prefix.append(prefix[-1] + cost)
@@ -87,7 +92,7 @@ def balance(costs: Sequence[float], stages: int) -> list[int]:
     best[0][0] = 0.0
     for stage in range(1, stages + 1):
         for end in range(stage, n + 1):
-            for start in range(stage - 1, end):
+            for start in (start for start in range(stage - 1, end) if starts[start]):
                 worst = max(best[stage - 1][start], prefix[end] - prefix[start])
                 if worst < best[stage][end]:
                     best[stage][end], cut[stage][end] = worst, start
@@ -117,7 +122,7 @@ class ModelParallelUnit:
 
     def __init__(self, mesh: ProcessMesh) -> None:
         self._model, self._data = mesh.model, mesh.data
-        self._model_group, self._data_group = _group(mesh.model), _group(mesh.data)
+        self._model_group, self._data_group = real_group(mesh.model), real_group(mesh.data)
 
     def get_model_parallel_group(self) -> dist.ProcessGroup:
         """Ranks of the model axis."""
@@ -148,7 +153,7 @@ class ModelParallelUnit:
         return self._data.size
 
 
-def _group(axis: Axis) -> dist.ProcessGroup:
+def real_group(axis: Axis) -> dist.ProcessGroup:
     """The axis's group; DeepSpeed needs a real one also for a single rank."""
     if axis.group is not None:
         return axis.group

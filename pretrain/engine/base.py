@@ -11,12 +11,22 @@ from typing import Any
 import torch
 
 from pretrain.data.micro_batch import MicroBatch
+from pretrain.engine.expert_balance import BiasBalance
+from pretrain.engine.loss_scale import LossScale, loss_scale_of, set_loss_scale
 from pretrain.engine.objective import TrainingLoss
 from pretrain.engine.plan import EnginePlan
 from pretrain.engine.protocol import EvaluationResult, Fragment, StepResult
 from pretrain.engine.state import TrainingState
-from pretrain.engine.steps import count_targets, evaluation_result, micro_batch_weight, step_result
+from pretrain.engine.steps import (
+    GlobalBatch,
+    context_part,
+    count_targets,
+    evaluation_result,
+    micro_batch_weight,
+    step_result,
+)
 from pretrain.parallel.mesh import ProcessMesh
+from pretrain.parallel.sequence import SequenceSplit
 
 
 class EngineBase(ABC):
@@ -25,15 +35,18 @@ class EngineBase(ABC):
     _engine: Any
     """DeepSpeed's."""
     _state: TrainingState
+    _balance: BiasBalance
 
     def __init__(self, plan: EnginePlan, mesh: ProcessMesh) -> None:
         self.mesh, self.step, self.skipped_steps = mesh, 0, 0
         self.num_parameters = plan.num_parameters
         self._plan = plan
-        self._loss = TrainingLoss(plan.train.loss, mesh.model, plan.vocab_size)
+        self._sequence = SequenceSplit(mesh.ring, mesh.ulysses)
+        self._loss = TrainingLoss(plan.train.loss, mesh.model, plan.vocab_size, mesh.layout.context_size)
 
     def train_step(self, microbatches: Sequence[MicroBatch]) -> StepResult:
         """See the protocol."""
+        microbatches = [context_part(batch, self._sequence) for batch in microbatches]
         targets = count_targets(microbatches, self.mesh)
         weight = micro_batch_weight(targets, len(microbatches), self.mesh)
         lr = self._plan.lr(self.step)
@@ -42,23 +55,42 @@ class EngineBase(ABC):
         grad_norm, skipped = self._attempt(microbatches, weight)
         self.step += 1
         self.skipped_steps += int(skipped)
-        sums = self._loss.take()
-        return step_result(sums, self.mesh, targets=targets, grad_norm=grad_norm, lr=lr, skipped=skipped)
+        batch = self._global_batch(microbatches, targets)
+        result = step_result(self._loss.take(), self.mesh, batch, grad_norm=grad_norm, lr=lr, skipped=skipped)
+        if result.expert_load is not None and not skipped:
+            self._balance.move(result.expert_load)
+        return result
+
+    def _global_batch(self, microbatches: Sequence[MicroBatch], targets: int) -> GlobalBatch:
+        plan, sequences = self._plan, sum(len(batch.labels) for batch in microbatches) * self.mesh.layout.dp
+        return GlobalBatch(targets, sequences, plan.expert_layers, plan.num_experts)
 
     def evaluate(self, microbatches: Sequence[MicroBatch]) -> EvaluationResult:
         """See the protocol."""
+        length = microbatches[0].labels.shape[1]
+        parts = [context_part(batch, self._sequence) for batch in microbatches]
         self._loss.take()
-        self._pass_without_gradients(microbatches, torch.ones((), device=self.mesh.device))
-        return evaluation_result(self._loss.take(), self.mesh, microbatches[0].labels.shape[1])
+        self._pass_without_gradients(parts, torch.ones((), device=self.mesh.device))
+        return evaluation_result(self._loss.take(), self.mesh, self._sequence.positions(length), length)
 
     def fragments(self) -> Iterator[Fragment]:
         """See the protocol."""
-        return self._state.fragments()
+        yield from self._state.fragments()
+        yield from self._balance.fragments()
 
     def finish_load(self, step: int, skipped: int = 0) -> None:
         """See the protocol."""
         self.step, self.skipped_steps = step, skipped
         self._state.finish_load(step - skipped)
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """State that a checkpoint of fp16 training has to hold beside the fragments; None in other precisions."""
+        return loss_scale_of(self._engine.optimizer)
+
+    def set_loss_scale(self, state: LossScale) -> None:
+        """Puts a saved one back; every rank calls it with the same."""
+        set_loss_scale(self._engine.optimizer, state)
 
     @abstractmethod
     def _attempt(self, microbatches: Sequence[MicroBatch], weight: torch.Tensor) -> tuple[float, bool]:

@@ -23,6 +23,7 @@ def deepspeed_config(
             "reduce_bucket_size": 50_000_000,
             "allgather_bucket_size": 50_000_000,
             "overlap_comm": layout.zero_stage >= 2 and train.device == "cuda",
+            **_offload(layout, train.device),
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -33,4 +34,21 @@ def deepspeed_config(
     if train.precision == "bf16":
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if train.precision == "fp16":
+        # A loss scale of 0 is a dynamic one, see loss_scale.py; with a hysteresis of 1 every overflow halves it.
+        config["fp16"] = {
+            "enabled": True,
+            "loss_scale": 0,
+            "initial_scale_power": 16,
+            "loss_scale_window": 1000,
+            "hysteresis": 1,
+        }
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
+
+
+def _offload(layout: LayoutSettings, device: str) -> dict[str, Any]:
+    """The parts of ZeRO's section that say what lies in the host's memory; pinned, where there is a device to copy from it."""
+    place = {"device": "cpu", "pin_memory": device == "cuda"}
+    parts = {"none": (), "optimizer": ("optimizer",), "optimizer_and_parameters": ("optimizer", "param")}
+    return {f"offload_{part}": place for part in parts[layout.offload]}

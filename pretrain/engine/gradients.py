@@ -7,21 +7,22 @@ reports no norm and steps on whatever gradients there are; this takes its place 
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from pretrain.parallel.collectives import all_reduce
 from pretrain.parallel.mesh import ProcessMesh
+from pretrain.parallel.shard import shard_of
 
 
 @torch.no_grad()
 def global_norm(parameters: Sequence[nn.Parameter], mesh: ProcessMesh) -> float:
-    """2-norm of the gradient of the global model: split parameters count on every model rank, replicated ones once."""
-    squared = torch.zeros((), dtype=torch.float64, device=mesh.device)
+    """2-norm of the gradient of the global model: what is split over model or expert ranks counts on each, the rest once."""
+    everywhere, spread = torch.zeros(2, dtype=torch.float64, device=mesh.device).unbind()
     for parameter in parameters:
         if parameter.grad is not None and (mesh.model.rank == 0 or getattr(parameter, "tensor_model_parallel", False)):
-            squared += torch.linalg.vector_norm(parameter.grad.float()).double().square()
-    if mesh.model.group is not None:
-        dist.all_reduce(squared, group=mesh.model.group)
+            total = spread if "expert" in shard_of(parameter).split_over else everywhere
+            total += torch.linalg.vector_norm(parameter.grad.float()).double().square()
+    squared = all_reduce(everywhere + all_reduce(spread, mesh.expert), mesh.model)
     return float(squared.sqrt())
 
 
@@ -31,7 +32,8 @@ def guard_and_clip(
 ) -> tuple[float, bool]:
     """Clips to `clip_norm` (Pascanu et al. 2013). Returns the norm before it, and whether every gradient is finite.
 
-    Gradients are already summed over the data axis, so a non-finite value of one rank is seen by all of them.
+    Gradients are already summed over the data axis, and the norm over model and expert ranks, so a non-finite value of one rank
+    is seen by all of them.
     """
     norm = global_norm(parameters, mesh)
     if not torch.isfinite(torch.tensor(norm)):

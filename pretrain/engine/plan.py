@@ -9,6 +9,7 @@ from torch import nn
 
 from pretrain.engine.settings import TrainSettings
 from pretrain.model.layers import LayerSpec
+from pretrain.parallel.weight_gradients import WeightGradients
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class EnginePlan:
     boundaries: Sequence[tuple[str, ...]]
     """Names in the carry before each layer and after the last."""
     vocab_size: int
+    expert_layers: tuple[str, ...]
+    """Names of the layers with experts."""
+    num_experts: int
+    """Routed experts of a layer; 0 without any."""
     num_parameters: int
     train: TrainSettings
     zero_stage: int
@@ -27,3 +32,7 @@ class EnginePlan:
     build_optimizer: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
     lr: Callable[[int], float]
     """Learning rate of the n-th attempt, counted from 0."""
+    weight_gradients: WeightGradients
+    """What the layers multiply with."""
+    is_traced: Callable[[int], bool]
+    """Whether the n-th attempt, counted from 1, is one whose bubble is measured: it is logged."""

@@ -1,17 +1,30 @@
 """What the training loop asks of an engine. Both engines pass one contract-test suite (tests/engine)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
 
 from pretrain.data.micro_batch import MicroBatch
+from pretrain.engine.loss_scale import LossScale
 from pretrain.parallel.mesh import ProcessMesh
 from pretrain.parallel.shard import Shard
 
 StateKind = Literal["weight", "exp_avg", "exp_avg_sq", "buffer"]
 """fp32 master weight, Adam's first and second moment; a buffer is state that no gradient moves, such as a router's bias."""
+
+
+@dataclass(frozen=True)
+class ExpertLoad:
+    """How a step's tokens were spread over the experts of each layer, over the global batch."""
+
+    layers: tuple[str, ...]
+    """Names of the layers with experts."""
+    chosen: tuple[tuple[int, ...], ...]
+    """For each layer, how many tokens chose each expert."""
+    dropped: tuple[int, ...]
+    """For each layer, how many of these choices a capacity dropped."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +34,7 @@ class StepResult:
     loss: float
     """Cross-entropy per valid target of the global batch, in nats."""
     objective: float
-    """What was minimised: cross-entropy with label smoothing, plus z-loss."""
+    """What was minimised: cross-entropy with label smoothing, plus z-loss and what experts add."""
     z_loss: float
     """The z-loss term, coefficient included."""
     grad_norm: float
@@ -32,6 +45,13 @@ class StepResult:
     """Valid targets of the global batch."""
     skipped: bool
     """Whether the parameters were left as they were because a gradient was not finite."""
+    pipeline_bubble: float | None = field(default=None, compare=False)
+    """Share of the step's pipeline time in which stages do no pass (pretrain.engine.pipeline_trace); of a traced step. A time,
+    which makes no two steps different."""
+    auxiliary: float = 0.0
+    """What experts add to the objective, coefficients included: a sum over layers, a mean over the global batch's sequences."""
+    expert_load: ExpertLoad | None = None
+    """None for a dense model."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +96,15 @@ class Engine(Protocol):
     """Those of them that left the parameters as they were."""
     num_parameters: int
     """Global parameters, tied ones once."""
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """Where the dynamic loss scale stands; None where nothing is scaled."""
+        ...
+
+    def set_loss_scale(self, state: LossScale) -> None:
+        """Puts a saved loss scale back; of an engine that has one."""
+        ...
 
     def train_step(self, microbatches: Sequence[MicroBatch]) -> StepResult:
         """One step on this rank's micro-batches; every rank calls it with the same number of them."""

@@ -11,10 +11,13 @@ from torch import nn
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.engine.adapters import ModelParallelUnit
 from pretrain.engine.base import EngineBase
+from pretrain.engine.expert_balance import BiasBalance
+from pretrain.engine.expert_groups import mark_experts, split_groups
 from pretrain.engine.gradients import guard_and_clip
 from pretrain.engine.initialize import initialize
 from pretrain.engine.objective import TrainingLoss
 from pretrain.engine.plan import EnginePlan
+from pretrain.engine.stage_norm import measure_once
 from pretrain.engine.state import training_state
 from pretrain.model.layers import LayerStack
 from pretrain.parallel.mesh import ProcessMesh
@@ -40,12 +43,16 @@ class SequentialEngine(EngineBase):
         with mesh.device:
             module = _ModelWithLoss(LayerStack(plan.specs), self._loss)
         self._parameters = list(module.parameters())
+        self._balance = BiasBalance(module, mesh)
+        mark_experts(module, plan.num_experts, mesh)
         self._engine = initialize(
             model=module,
-            optimizer=plan.build_optimizer(self._parameters),
+            optimizer=split_groups(plan.build_optimizer(self._parameters)),
             config=plan.deepspeed,
             mpu=ModelParallelUnit(mesh),
         )
+        if plan.zero_stage in (1, 2):
+            measure_once(self._engine.optimizer, mesh)
         self._state = training_state(plan.zero_stage, self._parameters, self._engine.optimizer, mesh)
 
     def _attempt(self, microbatches: Sequence[MicroBatch], weight: torch.Tensor) -> tuple[float, bool]:
@@ -78,4 +85,5 @@ class SequentialEngine(EngineBase):
     def _forward(self, batch: MicroBatch, weight: torch.Tensor) -> torch.Tensor:
         device = self.mesh.device
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
-        return self._engine(inputs, batch.labels.to(device, non_blocking=True), weight)
+        labels = batch.labels.to(device, non_blocking=True)
+        return self._engine({**inputs, "labels": labels}, labels, weight)

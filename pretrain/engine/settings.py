@@ -33,9 +33,9 @@ class TrainSettings(Settings):
     5)."""
     loss_tile_tokens: PositiveInt | None = None
     """Tokens whose logits exist at once: the loss goes through a micro-batch in tiles, so that memory does not grow with
-    vocabulary x sequence. None: all at once."""
+    vocabulary x sequence, for one more product with the vocabulary (a third of the head's work). None: all at once."""
     feed_forward_tile_tokens: PositiveInt | None = None
-    """Tokens that are inside a feed-forward layer at once, the rest being recomputed in backward. None: all at once."""
+    """Tokens that are inside a dense feed-forward layer at once; each tile is computed again in backward. None: all at once."""
     determinism: Literal["fastest", "bitwise"] = "fastest"
     """`bitwise`: the same layout gives the same bits on every run, at the price of slower kernels where a device has faster
     ones that do not (CUDA). A CPU is bitwise in either."""

@@ -62,6 +62,11 @@ def _is_written_here(parameter: nn.Parameter, mesh: ProcessMesh) -> bool:
     return (split or mesh.model.rank == 0) and not tied_copy
 
 
+def _replica(parameter: nn.Parameter, mesh: ProcessMesh) -> int:
+    """Which of the data ranks' equal copies this is."""
+    return mesh.expert_data.rank if "expert" in shard_of(parameter).split_over else mesh.data.rank
+
+
 class WholeState:
     """ZeRO-0: every data rank holds everything; the optimizer steps the parameters themselves (fp32)."""
 
@@ -72,7 +77,7 @@ class WholeState:
     def fragments(self) -> Iterator[Fragment]:
         """One fragment per kind and parameter."""
         for parameter in self._parameters:
-            writes = _is_written_here(parameter, self._mesh) and self._mesh.data.rank == 0
+            writes = _is_written_here(parameter, self._mesh) and _replica(parameter, self._mesh) == 0
             state = self._optimizer.state[parameter]
             tensors = {"weight": parameter.data, **{kind: state[kind] for kind in MOMENTS}}
             for kind, tensor in tensors.items():

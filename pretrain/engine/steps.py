@@ -1,14 +1,28 @@
-"""What both engines do around DeepSpeed: weights of micro-batches before, global sums after."""
+"""What both engines do around DeepSpeed: parts and weights of micro-batches before, global sums after."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.engine.objective import LossSums
-from pretrain.engine.protocol import EvaluationResult, StepResult
+from pretrain.engine.protocol import EvaluationResult, ExpertLoad, StepResult
 from pretrain.parallel.mesh import ProcessMesh
+from pretrain.parallel.sequence import SequenceSplit
+
+_WHOLE_FIELDS = ("documents", "source_documents", "sample")
+"""What every context rank needs of whole sequences."""
+
+
+def context_part(batch: MicroBatch, sequence: SequenceSplit) -> MicroBatch:
+    """What a rank of a context group trains on of whole sequences: its positions, and the documents of all of them."""
+    if sequence.parts == 1:
+        return batch
+    fields = batch.inputs.items()
+    inputs = {name: whole if name in _WHOLE_FIELDS else sequence.take(whole) for name, whole in fields}
+    return MicroBatch(inputs, sequence.take(batch.labels))
 
 
 def count_targets(microbatches: Sequence[MicroBatch], mesh: ProcessMesh) -> int:
@@ -33,21 +47,56 @@ def _share(values: torch.Tensor, mesh: ProcessMesh) -> torch.Tensor:
     return values
 
 
+@dataclass(frozen=True)
+class GlobalBatch:
+    """What a step's sums are divided by, and the layers with experts whose loads it counts."""
+
+    targets: int
+    sequences: int
+    expert_layers: tuple[str, ...] = ()
+    num_experts: int = 0
+
+
 def step_result(
-    sums: LossSums, mesh: ProcessMesh, *, targets: int, grad_norm: float, lr: float, skipped: bool
+    sums: LossSums, mesh: ProcessMesh, batch: GlobalBatch, *, grad_norm: float, lr: float, skipped: bool
 ) -> StepResult:
     """The result of a step, the same on every rank."""
-    values = torch.zeros(3, dtype=torch.float64, device=mesh.device)
+    layers = batch.expert_layers
+    values = torch.zeros(4 + len(layers) * (batch.num_experts + 1), dtype=torch.float64, device=mesh.device)
     if sums.by_position is not None and sums.objective is not None and sums.z_loss is not None:
-        values = torch.stack([sums.by_position.sum(), sums.objective, sums.z_loss])
-    loss, objective, z_loss = (_share(values, mesh) / max(targets, 1)).tolist()
-    return StepResult(loss, objective + z_loss, z_loss, grad_norm, lr, targets, skipped)
+        values[:3] = torch.stack([sums.by_position.sum(), sums.objective, sums.z_loss])
+    if sums.auxiliary is not None:
+        values[3] = sums.auxiliary
+    if sums.loads is not None:
+        values[4:] = sums.loads.flatten()
+    losses, loads = _share(values, mesh).cpu().tensor_split([4])
+    loss, objective, z_loss = (losses[:3] / max(batch.targets, 1)).tolist()
+    auxiliary = float(losses[3]) / batch.sequences
+    load = _expert_load(layers, loads.long().view(len(layers), -1)) if layers else None
+    return StepResult(
+        loss,
+        objective + z_loss + auxiliary,
+        z_loss,
+        grad_norm,
+        lr,
+        batch.targets,
+        skipped,
+        auxiliary=auxiliary,
+        expert_load=load,
+    )
 
 
-def evaluation_result(sums: LossSums, mesh: ProcessMesh, sequence_length: int) -> EvaluationResult:
-    """The result of an evaluation, the same on every rank."""
+def _expert_load(layers: tuple[str, ...], loads: torch.Tensor) -> ExpertLoad:
+    """From (M, E + 1) int64 of the global batch."""
+    return ExpertLoad(layers, tuple(map(tuple, loads[:, :-1].tolist())), tuple(loads[:, -1].tolist()))
+
+
+def evaluation_result(
+    sums: LossSums, mesh: ProcessMesh, positions: torch.Tensor, sequence_length: int
+) -> EvaluationResult:
+    """The result of an evaluation, the same on every rank; positions (C,) are those of the rank's sums."""
     values = torch.zeros(2, sequence_length, dtype=torch.float64, device=mesh.device)
     if sums.by_position is not None and sums.targets_by_position is not None:
-        values = torch.stack([sums.by_position, sums.targets_by_position.double()])
+        values[:, positions.to(mesh.device)] = torch.stack([sums.by_position, sums.targets_by_position.double()])
     losses, targets = _share(values, mesh).cpu()
     return EvaluationResult(losses, targets.long())

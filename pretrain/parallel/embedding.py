@@ -13,13 +13,23 @@ from pretrain.parallel.linear import new_parameter
 from pretrain.parallel.mesh import Axis
 from pretrain.parallel.random import Distribution
 from pretrain.parallel.shard import shard_of
+from pretrain.parallel.weight_gradients import IMMEDIATE, WeightGradients
 
 
 class VocabularyTable(nn.Module):
     """One weight (V/tp, D), for embedding, for logits, or for both where they are tied."""
 
-    def __init__(self, vocab_size: int, d_model: int, axis: Axis, *, weight: Distribution) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        axis: Axis,
+        *,
+        weight: Distribution,
+        weight_gradients: WeightGradients = IMMEDIATE,
+    ) -> None:
         super().__init__()
+        self.weight_gradients = weight_gradients
         self.axis = axis
         self.weight = new_parameter((vocab_size, d_model), weight, {0: axis})
         shard = shard_of(self.weight)
@@ -36,4 +46,4 @@ class VocabularyTable(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(B, S, D), past `Stream.enter`, to (B, S, V/tp); the loss leaves out the columns past the real ones."""
-        return F.linear(hidden, self.weight)
+        return self.weight_gradients.linear(hidden, self.weight)

@@ -41,8 +41,6 @@ class ParallelLayout:
     def __post_init__(self) -> None:
         if min(self.pp, self.dp, self.tp, self.ring, self.ulysses, self.ep) < 1:
             raise ValueError(f"every axis of a layout has at least one rank, not {self}")
-        if self.data_size % self.ep:
-            raise ValueError(f"ep={self.ep} must divide the {self.data_size} ranks of the data axis")
 
     @property
     def context_size(self) -> int:
@@ -85,7 +83,12 @@ class ParallelLayout:
         return (pipe * self.data_size + data) * self.tp + model
 
     def groups(self, axis: AxisName) -> list[tuple[int, ...]]:
-        """All groups of an axis: the ranks that differ in that coordinate alone, each in the order of it."""
+        """All groups of an axis: the ranks that differ in that coordinate alone, each in the order of it.
+
+        Raises ValueError where ep does not divide the data axis (pretrain.rules says so to users before).
+        """
+        if self.data_size % self.ep:
+            raise ValueError(f"ep={self.ep} must divide the {self.data_size} ranks of the data axis")
         found: dict[tuple[int, ...], list[int]] = {}
         for rank in range(self.world_size):
             c = self.coordinates(rank)
@@ -105,7 +108,11 @@ class ParallelLayout:
             found.setdefault(key, []).append(rank)
         return [tuple(ranks) for ranks in found.values()]
 
+    def sizes(self) -> dict[str, int]:
+        """The axes as users name them: pp, dp and tp; ring, ulysses and ep where they are used."""
+        further = {"ring": self.ring, "ulysses": self.ulysses, "ep": self.ep}
+        return {"pp": self.pp, "dp": self.dp, "tp": self.tp} | {n: size for n, size in further.items() if size > 1}
+
     def describe(self) -> str:
-        """The layout as users write it, `pp=2 dp=1 tp=2`; ring, ulysses and ep where they are used."""
-        extra = (("ring", self.ring), ("ulysses", self.ulysses), ("ep", self.ep))
-        return f"pp={self.pp} dp={self.dp} tp={self.tp}" + "".join(f" {n}={size}" for n, size in extra if size > 1)
+        """The layout as users write it, `pp=2 dp=1 tp=2`."""
+        return " ".join(f"{name}={size}" for name, size in self.sizes().items())

@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from pretrain.parallel.collectives import once_over_axis
 from pretrain.parallel.mesh import Axis
 from pretrain.parallel.random import Distribution, draw_
 from pretrain.parallel.shard import Shard, set_shard, shard_of
+from pretrain.parallel.weight_gradients import IMMEDIATE, WeightGradients
 
 
 def new_parameter(
@@ -60,30 +60,39 @@ class ColumnParallelLinear(nn.Module):
         *,
         weight: Distribution,
         bias: Distribution | None = None,
+        weight_gradients: WeightGradients = IMMEDIATE,
     ) -> None:
         super().__init__()
+        self.weight_gradients = weight_gradients
         assert out_features % axis.size == 0, f"{out_features} output features over {axis.size} ranks"
         self.weight = new_parameter((out_features, in_features), weight, {0: axis})
         self.bias = None if bias is None else new_parameter((out_features,), bias, {0: axis})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., F_in), past `Stream.enter`, to (..., F_out/tp)."""
-        return F.linear(x, self.weight, self.bias)
+        return self.weight_gradients.linear(x, self.weight, self.bias)
 
 
 class ReplicatedLinear(nn.Module):
     """y = x W^T + b, the same on every rank: for key-value heads that do not divide by the axis."""
 
     def __init__(
-        self, in_features: int, out_features: int, *, weight: Distribution, bias: Distribution | None = None
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        weight: Distribution,
+        bias: Distribution | None = None,
+        weight_gradients: WeightGradients = IMMEDIATE,
     ) -> None:
         super().__init__()
+        self.weight_gradients = weight_gradients
         self.weight = new_parameter((out_features, in_features), weight)
         self.bias = None if bias is None else new_parameter((out_features,), bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., F_in), past `Stream.enter` and `gradient_once`, to (..., F_out)."""
-        return F.linear(x, self.weight, self.bias)
+        return self.weight_gradients.linear(x, self.weight, self.bias)
 
 
 class RowParallelLinear(nn.Module):
@@ -97,8 +106,10 @@ class RowParallelLinear(nn.Module):
         *,
         weight: Distribution,
         bias: Distribution | None = None,
+        weight_gradients: WeightGradients = IMMEDIATE,
     ) -> None:
         super().__init__()
+        self.weight_gradients = weight_gradients
         assert in_features % axis.size == 0, f"{in_features} input features over {axis.size} ranks"
         self.axis = axis
         self.weight = new_parameter((out_features, in_features), weight, {1: axis})
@@ -107,4 +118,4 @@ class RowParallelLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., F_in/tp) to this rank's addend of (..., F_out); the bias is counted once among the ranks."""
         bias = self.bias if self.bias is None else once_over_axis(self.bias, self.axis)
-        return F.linear(x, self.weight, bias)
+        return self.weight_gradients.linear(x, self.weight, bias)

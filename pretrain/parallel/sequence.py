@@ -14,6 +14,7 @@ stream.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +26,7 @@ from pretrain.parallel.collectives import (
     scatter_sequence,
 )
 from pretrain.parallel.mesh import Axis, ProcessMesh
+from pretrain.parallel.weight_gradients import IMMEDIATE, WeightGradients
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,16 @@ def zigzag(length: int, rank: int, size: int, device: torch.device | None = None
     """(length / size,) positions of a ring rank: chunks `rank` and `2 size - 1 - rank` of 2 size, ascending."""
     if size == 1:
         return torch.arange(length, device=device)
+    chunks = zigzag_chunks(length, rank, size)
+    return torch.cat([torch.arange(chunk.start, chunk.stop, device=device) for chunk in chunks])
+
+
+def zigzag_chunks(length: int, rank: int, size: int) -> tuple[range, range]:
+    """The two runs of global positions that a ring rank holds."""
     chunk = length // (2 * size)
     assert chunk * 2 * size == length, f"{length} positions over a ring of {size} ranks"
     first, second = chunk * rank, chunk * (2 * size - 1 - rank)
-    return torch.cat([torch.arange(s, s + chunk, device=device) for s in (first, second)])
+    return range(first, first + chunk), range(second, second + chunk)
 
 
 class Stream(ABC):
@@ -142,6 +150,15 @@ class SplitStream(Stream):
         return whole[length * self.axis.rank : length * (self.axis.rank + 1)]
 
 
+LocalAttention = Callable[..., torch.Tensor]
+"""Queries (B, S', H', K), keys and values (B, T', G', K), and what else it takes, to (B, S', H', K)."""
+
+
+def attend_here(attention: LocalAttention) -> LocalAttention:
+    """Where no heads are exchanged for positions."""
+    return attention
+
+
 @dataclass(frozen=True)
 class ModelMesh:
     """What the layers of a model see of the mesh: all that depends on the layout, passed to them by hand."""
@@ -154,9 +171,14 @@ class ModelMesh:
         )
     )
     expert: Axis = field(default_factory=lambda: Axis.single("expert"))
+    weight_gradients: WeightGradients = IMMEDIATE
+    exchange: Callable[[LocalAttention], LocalAttention] = attend_here
+    """Makes attention over whole sequences and some heads into one over parts of sequences and all heads (Ulysses)."""
 
     @staticmethod
-    def of(mesh: ProcessMesh, stream: type[Stream] = WholeStream) -> "ModelMesh":
+    def of(
+        mesh: ProcessMesh, stream: type[Stream] = WholeStream, weight_gradients: WeightGradients = IMMEDIATE
+    ) -> "ModelMesh":
         """A rank's, with the stream whole or split."""
         sequence = SequenceSplit(mesh.ring, mesh.ulysses)
-        return ModelMesh(mesh.model, sequence, stream(mesh.model, sequence), mesh.expert)
+        return ModelMesh(mesh.model, sequence, stream(mesh.model, sequence), mesh.expert, weight_gradients)

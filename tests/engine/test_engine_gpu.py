@@ -18,7 +18,7 @@ from tests.layouts.cases import CASES, ONE, micro_batches
 
 device = start_world(sys.argv[1])
 mesh = ProcessMesh.create(ONE.layout, device)
-config = CASES["llama-untied"].config(ONE.layout, 1)
+config = CASES["llama-untied"].config(ONE)
 config = config.model_copy(update={"train": config.train.model_copy(update={"device": sys.argv[1]})})
 engine = build_engine(config, mesh, 5)
 results = [engine.train_step(micro_batches(CASES["llama-untied"], step, ONE.layout, 0)) for step in range(3)]

@@ -23,7 +23,7 @@ def backward_passes_of_the_first_layer() -> tuple[int, int, int]:
 
     start_world("cpu")
     # All but the last decoder layer and the head on the first stage: its two floating-point outputs share the encoder.
-    with patch("pretrain.engine.pipeline.balance", lambda costs, stages: [0, len(costs) - 2, len(costs)]):
+    with patch("pretrain.engine.pipeline.balance", lambda costs, stages, _: [0, len(costs) - 2, len(costs)]):
         engine = cast(EngineBase, start_engine(CASE, SETUP))
     counts = [0]
     if engine.mesh.is_first_stage:

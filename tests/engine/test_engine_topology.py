@@ -58,6 +58,14 @@ def test_no_other_cut_has_a_cheaper_worst_stage(stages: int) -> None:
     assert _worst(costs, bounds) == min(_worst(costs, [0, *cut, len(costs)]) for cut in cuts)
 
 
+def test_no_stage_starts_with_a_layer_that_may_not_start_one() -> None:
+    from pretrain.engine.adapters import balance
+
+    assert balance([0.0, 0.0, 1.0, 1.0], 3, [True, False, True, True]) == [0, 2, 3, 4]
+    with pytest.raises(ValueError, match="3 layers cannot fill 4"):
+        balance([0.0, 0.0, 1.0, 1.0], 4, [True, False, True, True])
+
+
 def test_more_stages_than_layers_cannot_be_cut() -> None:
     from pretrain.engine.adapters import balance
 
@@ -77,4 +85,4 @@ def test_the_data_axis_is_a_grid_of_batch_ring_and_ulysses_with_experts_across()
 
 def test_experts_that_do_not_divide_the_data_axis_are_refused() -> None:
     with pytest.raises(ValueError, match="ep=3 must divide the 4 ranks"):
-        ParallelLayout(dp=4, ep=3)
+        ParallelLayout(dp=4, ep=3).groups("expert")

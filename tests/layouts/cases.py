@@ -7,25 +7,23 @@ is far from uniform, and a fault anywhere reaches the loss. Every step is clippe
 rises above the rounding noise of fp32, which Adam would otherwise blow up to whole learning rates.
 """
 
-import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 import yaml
 
 from pretrain.config import RunConfig
-from pretrain.data.micro_batch import IGNORED, MicroBatch
+from pretrain.data.micro_batch import MicroBatch
 from pretrain.parallel.layout import ParallelLayout
+from pretrain.parity.batches import BatchMaker
 
 STEPS = 5
 TOTAL_STEPS = 8
 """Length of the schedule: the runs end in the middle of its decay."""
 SEQUENCES, MICRO_SEQUENCES = 8, 2
-LENGTH, SOURCE_LENGTH = 16, 12
+LENGTH, SOURCE_LENGTH = 16, 24
 VOCABULARY = 61
-_TARGET_SHARES = (1.0, 0.35, 0.8, 0.1)
-"""Share of labels kept in each micro-batch of a step."""
 
 Batch = dict[str, torch.Tensor]
 
@@ -38,6 +36,10 @@ class Case:
     model: dict[str, Any]
     loss: dict[str, Any]
     schedule: dict[str, Any]
+    sequences: int = SEQUENCES
+    """Of a global batch."""
+    seed: int = 0
+    """Of the weights. Those of experts are such that no choice of the reference is near a tie."""
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -52,6 +54,7 @@ class Case:
             data |= {"objective": "seq2seq", "source_length": SOURCE_LENGTH}
         tree: dict[str, Any] = {
             "name": self.name,
+            "run": {"seed": self.seed},
             "model": _SIZE | self.model,
             "layout": asdict(layout) | {"zero_stage": setup.zero_stage, "sequence_parallel": split},
             "data": data,
@@ -59,7 +62,7 @@ class Case:
             "schedule": self.schedule,
             "train": {
                 "steps": TOTAL_STEPS,
-                "global_batch_tokens": SEQUENCES * LENGTH,
+                "global_batch_tokens": self.sequences * LENGTH,
                 "micro_batch_sequences": MICRO_SEQUENCES,
                 "precision": "fp32",
                 "device": "cpu",
@@ -79,7 +82,7 @@ _SIZE = {
     "num_layers": 4,
     "num_heads": 4,
     "d_ff": 48,
-    "max_sequence_length": 20,
+    "max_sequence_length": 24,
     "initialization": {"std": 0.2},
 }
 _COSINE = {"name": "cosine", "warmup_steps": 2}
@@ -109,6 +112,10 @@ _TRANSFORMER = {
     "activation": "relu",
     "embedding_scale": "sqrt_d_model",
 }
+_EXPERTS = {"num_experts": 4, "experts_per_token": 2, "d_ff": 24}
+_MOE_SHARED = _EXPERTS | {"num_shared_experts": 1, "auxiliary_loss": 0.05, "router_z_loss": 0.01}
+_MOE_BIAS = _EXPERTS | {"score": "sigmoid", "balance": "bias", "bias_update_rate": 0.02, "capacity_factor": 1.0}
+_MOE_SWITCH = _EXPERTS | {"experts_per_token": 1, "normalize_weights": False, "auxiliary_loss": 0.1}
 _Z_LOSS = {"z_loss": 0.01}
 _SMOOTHING = {"label_smoothing": 0.1}
 
@@ -117,6 +124,7 @@ CASES = {
     for case in (
         Case("llama-untied", {**_LLAMA, "embeddings": "untied"}, _Z_LOSS | _SMOOTHING, _COSINE),
         Case("llama-tied", {**_LLAMA, "embeddings": "tied"}, _Z_LOSS, _COSINE),
+        Case("qwen3-tied", {**_LLAMA, "embeddings": "tied", "qk_norm": "head"}, {}, _COSINE),
         Case("gpt3-tied", {**_GPT3, "embeddings": "tied"}, _SMOOTHING, {"name": "linear", "warmup_steps": 1}),
         Case("gpt3-untied", {**_GPT3, "embeddings": "untied"}, {}, _COSINE),
         Case("palm-tied", {**_PALM, "embeddings": "tied"}, _Z_LOSS, _COSINE),
@@ -133,8 +141,26 @@ CASES = {
             _Z_LOSS,
             _COSINE,
         ),
+        Case("moe-shared", {**_LLAMA, "embeddings": "untied", "moe": _MOE_SHARED}, _Z_LOSS, _COSINE, seed=1),
+        Case(
+            "moe-bias",
+            {**_GPT3, "embeddings": "tied", "moe": _MOE_BIAS | {"routed_scale": 2.5, "first_dense_layers": 1}},
+            _SMOOTHING,
+            _COSINE,
+            seed=2,
+        ),
+        Case(
+            "moe-transformer", {**_TRANSFORMER, "embeddings": "tied", "moe": _MOE_SWITCH}, _SMOOTHING, _COSINE, seed=2
+        ),
     )
 }
+FIVE = {
+    f"{name}-five": replace(CASES[name], name=f"{name}-five", sequences=5 * MICRO_SEQUENCES, seed=seed)
+    for name, seed in (("gpt3-tied", 0), ("moe-bias", 11), ("transformer-tied", 0))
+}
+"""Those that a rank takes through the model in five micro-batches: more than stages, and no multiple of them."""
+_FOUR = tuple(CASES)
+CASES |= FIVE
 
 
 @dataclass(frozen=True)
@@ -155,7 +181,120 @@ class Setup:
 
 ONE = Setup(ParallelLayout())
 _GRIDS = (ONE, *(Setup(ParallelLayout(**axes)) for axes in ({"tp": 2}, {"pp": 2}, {"dp": 2}, {"tp": 2, "pp": 2})))
-MATRIX = [(case, setup) for case in CASES for setup in _GRIDS] + [
+_FULL, _SELECTIVE = "train.recompute=full", "train.recompute=selective"
+_LOSS_TILES, _FEED_TILES = "train.loss_tile_tokens=7", "train.feed_forward_tile_tokens=5"
+"""Tiles that divide nothing, and hold the tokens of more than one sequence."""
+_SPLIT = "layout.sequence_parallel=enabled"
+MEMORY = [
+    ("transformer-tied", Setup(ParallelLayout(tp=2), more=(_FULL,))),
+    ("transformer-tied", Setup(ParallelLayout(tp=2), more=(_SELECTIVE, _SPLIT))),
+    ("gpt3-tied", Setup(ParallelLayout(tp=2), more=(_FULL, _SPLIT))),
+    ("palm-untied", Setup(ParallelLayout(tp=2), more=(_SELECTIVE, _FEED_TILES, _SPLIT))),
+    ("transformer-tied", Setup(ParallelLayout(pp=2), more=(_SELECTIVE,))),
+    ("llama-untied", Setup(ParallelLayout(pp=2), more=(_FULL, _LOSS_TILES))),
+    ("transformer-tied", Setup(ParallelLayout(tp=2, pp=2), more=(_FULL, _LOSS_TILES, _FEED_TILES))),
+    ("llama-tied", Setup(ParallelLayout(dp=2), 3, (_FULL, _FEED_TILES))),
+    ("transformer-tied", Setup(ParallelLayout(dp=2), 3, (_SELECTIVE, _LOSS_TILES))),
+    ("palm-untied", Setup(ParallelLayout(tp=2), more=(_LOSS_TILES,))),
+    ("llama-tied", Setup(ParallelLayout(tp=2), more=(_LOSS_TILES, _SPLIT))),
+    ("gpt3-untied", Setup(ParallelLayout(), 0, (_LOSS_TILES, _FEED_TILES))),
+    ("qwen3-tied", Setup(ParallelLayout(tp=4))),
+    ("llama-tied", Setup(ParallelLayout(ring=2), more=(_FULL, _LOSS_TILES))),
+    ("transformer-tied", Setup(ParallelLayout(ulysses=2), 3, more=(_SELECTIVE, _LOSS_TILES))),
+]
+"""What saves memory, and what it has to leave as it is."""
+CONTEXT = [
+    ("llama-untied", Setup(ParallelLayout(ulysses=2))),
+    ("transformer-tied", Setup(ParallelLayout(ulysses=2))),
+    ("palm-tied", Setup(ParallelLayout(ulysses=2))),
+    ("gpt3-tied", Setup(ParallelLayout(ulysses=2), 0)),
+    ("transformer-tied", Setup(ParallelLayout(ulysses=2), 2)),
+    ("gpt3-untied", Setup(ParallelLayout(ulysses=2), 3)),
+    ("transformer-tied", Setup(ParallelLayout(ulysses=2), 3)),
+    ("llama-tied", Setup(ParallelLayout(ulysses=2, pp=2))),
+    ("transformer-tied", Setup(ParallelLayout(ulysses=2, pp=2))),
+    ("palm-untied", Setup(ParallelLayout(ulysses=2, tp=2))),
+    ("transformer-tied", Setup(ParallelLayout(ulysses=2, tp=2))),
+    ("llama-tied", Setup(ParallelLayout(ulysses=2, dp=2))),
+    ("gpt3-tied", Setup(ParallelLayout(ulysses=4))),
+    ("llama-untied", Setup(ParallelLayout(ring=2))),
+    ("transformer-tied", Setup(ParallelLayout(ring=2))),
+    ("palm-tied", Setup(ParallelLayout(ring=2))),
+    ("gpt3-tied", Setup(ParallelLayout(ring=2), 3)),
+    ("transformer-untied", Setup(ParallelLayout(ring=4))),
+    ("transformer-tied", Setup(ParallelLayout(ring=4))),
+    ("gpt3-untied", Setup(ParallelLayout(ring=4))),
+    ("transformer-tied", Setup(ParallelLayout(ring=2, ulysses=2))),
+    ("palm-untied", Setup(ParallelLayout(ring=2, ulysses=2))),
+    ("llama-tied", Setup(ParallelLayout(ring=2, tp=2), more=(_SPLIT,))),
+    ("transformer-tied", Setup(ParallelLayout(ring=2, tp=2), more=(_SPLIT,))),
+    ("transformer-tied", Setup(ParallelLayout(ring=2, dp=2))),
+    ("transformer-tied", Setup(ParallelLayout(ring=2, pp=2), more=(_SELECTIVE,))),
+    ("llama-tied", Setup(ParallelLayout(ulysses=2, tp=2), more=(_SELECTIVE, _LOSS_TILES, _SPLIT))),
+    ("moe-shared", Setup(ParallelLayout(ulysses=2))),
+    ("moe-bias", Setup(ParallelLayout(ulysses=2, pp=2))),
+    ("moe-transformer", Setup(ParallelLayout(ulysses=2, pp=2))),
+    ("moe-transformer", Setup(ParallelLayout(ring=2))),
+    ("moe-shared", Setup(ParallelLayout(ring=2, ep=2))),
+]
+"""Sequences over several ranks."""
+EXPERTS = [
+    ("moe-shared", Setup(ParallelLayout(tp=2), more=(_SPLIT,))),
+    ("moe-bias", Setup(ParallelLayout(tp=2), more=(_SPLIT, _FULL))),
+    ("moe-transformer", Setup(ParallelLayout(tp=2), 0, (_SPLIT,))),
+    ("moe-shared", Setup(ParallelLayout(pp=2), more=(_SELECTIVE, _LOSS_TILES))),
+    ("moe-transformer", Setup(ParallelLayout(pp=4))),
+    ("moe-shared", Setup(ParallelLayout(dp=2), 0)),
+    ("moe-bias", Setup(ParallelLayout(dp=2), 2)),
+    ("moe-transformer", Setup(ParallelLayout(dp=2), 3)),
+    ("moe-shared", Setup(ParallelLayout(tp=2, dp=2), 3)),
+    ("moe-shared", Setup(ParallelLayout(dp=2, ep=2), 0)),
+    ("moe-shared", Setup(ParallelLayout(dp=2, ep=2))),
+    ("moe-bias", Setup(ParallelLayout(dp=2, ep=2))),
+    ("moe-transformer", Setup(ParallelLayout(dp=2, ep=2))),
+    ("moe-shared", Setup(ParallelLayout(dp=2, ep=2), 2, (_FULL,))),
+    ("moe-bias", Setup(ParallelLayout(dp=4, ep=2), 2)),
+    ("moe-shared", Setup(ParallelLayout(dp=4, ep=4))),
+    ("moe-shared", Setup(ParallelLayout(dp=2, ep=2, pp=2))),
+    ("moe-bias", Setup(ParallelLayout(dp=2, ep=2, pp=2))),
+    ("moe-transformer", Setup(ParallelLayout(dp=2, ep=2, pp=2))),
+    ("moe-shared", Setup(ParallelLayout(dp=2, ep=2, tp=2))),
+    ("moe-bias", Setup(ParallelLayout(dp=2, ep=2, tp=2), more=(_SPLIT,))),
+    ("moe-transformer", Setup(ParallelLayout(dp=2, ep=2, tp=2), 0)),
+    ("moe-bias", Setup(ParallelLayout(ulysses=2))),
+    ("moe-shared", Setup(ParallelLayout(ulysses=2, ep=2))),
+    ("moe-bias", Setup(ParallelLayout(ring=2, ep=2))),
+    ("moe-transformer", Setup(ParallelLayout(ring=2))),
+]
+"""Experts, whole on each rank or spread over them."""
+_ZB_H1 = "layout.pipeline_schedule=zb-h1"
+PIPELINES = [
+    *((case, Setup(ParallelLayout(pp=3), more=more)) for case in FIVE for more in ((), (_ZB_H1,))),
+    *(
+        (case, Setup(ParallelLayout(**axes), more=(_ZB_H1,)))
+        for case in ("llama-tied", "gpt3-tied", "transformer-tied")
+        for axes in ({"pp": 2}, {"pp": 4}, {"pp": 2, "tp": 2}, {"pp": 2, "dp": 2})
+    ),
+    ("palm-untied", Setup(ParallelLayout(pp=2, tp=2), more=(_ZB_H1,))),
+    ("moe-bias", Setup(ParallelLayout(pp=2), more=(_ZB_H1,))),
+    ("moe-shared", Setup(ParallelLayout(pp=2, dp=2, ep=2), more=(_ZB_H1,))),
+    ("llama-tied", Setup(ParallelLayout(pp=2, ring=2), more=(_ZB_H1,))),
+    ("transformer-tied", Setup(ParallelLayout(pp=2, ulysses=2), more=(_ZB_H1,))),
+    ("transformer-tied", Setup(ParallelLayout(pp=2), more=(_ZB_H1, _FULL))),
+    ("transformer-tied", Setup(ParallelLayout(pp=2, tp=2), more=(_ZB_H1, _SELECTIVE, _LOSS_TILES, _FEED_TILES))),
+]
+"""Stages and the order of their work."""
+_OFFLOAD = "layout.offload=optimizer"
+OFFLOAD = [
+    ("gpt3-tied", Setup(ParallelLayout(dp=2), 1, (_OFFLOAD,))),
+    ("palm-tied", Setup(ParallelLayout(tp=2), 2, (_OFFLOAD,))),
+    ("transformer-tied", Setup(ParallelLayout(dp=2), 3, ("layout.offload=optimizer_and_parameters",))),
+    ("gpt3-tied", Setup(ParallelLayout(pp=2), 1, (_OFFLOAD,))),
+    ("moe-shared", Setup(ParallelLayout(dp=2, ep=2), 1, (_OFFLOAD,))),
+    ("transformer-tied", Setup(ParallelLayout(pp=2, tp=2), 1, (_OFFLOAD, _ZB_H1))),
+]
+"""Masters, moments and parameters in the host's memory: on a CPU the same memory, by the same code."""
+MATRIX = [(case, setup) for case in _FOUR for setup in _GRIDS] + [
     ("llama-untied", Setup(ParallelLayout(pp=2, dp=2))),
     ("gpt3-tied", Setup(ParallelLayout(pp=2, dp=2))),
     ("transformer-tied", Setup(ParallelLayout(pp=2, dp=2))),
@@ -169,69 +308,34 @@ MATRIX = [(case, setup) for case in CASES for setup in _GRIDS] + [
     ("llama-untied", Setup(ParallelLayout(tp=2, dp=2), zero_stage=2)),
     ("gpt3-tied", Setup(ParallelLayout(dp=2), zero_stage=3)),
     ("transformer-tied", Setup(ParallelLayout(tp=2, dp=2), zero_stage=3)),
+    *MEMORY,
+    *CONTEXT,
+    *EXPERTS,
+    *PIPELINES,
+    *OFFLOAD,
 ]
 """(case, setup): what the parity test runs."""
+EIGHT = [
+    ("gpt3-tied", Setup(ParallelLayout(pp=2, dp=2, tp=2))),
+    ("moe-bias", Setup(ParallelLayout(pp=2, dp=2, tp=2))),
+    ("moe-shared", Setup(ParallelLayout(pp=2, dp=2, tp=2, ep=2))),
+    ("transformer-tied", Setup(ParallelLayout(pp=2, dp=2, tp=2))),
+    ("transformer-tied", Setup(ParallelLayout(pp=2, dp=2, tp=2), more=(_ZB_H1,))),
+]
+"""What it runs on eight ranks."""
+
+
+def batch_maker(case: Case) -> BatchMaker:
+    """The batches of a case."""
+    source = SOURCE_LENGTH if case.is_encoder_decoder else None
+    return BatchMaker(case.sequences, MICRO_SEQUENCES, LENGTH, VOCABULARY, source)
 
 
 def global_batch(case: Case, step: int) -> Batch:
     """All sequences of a step (counted from 0): the model's inputs, and `labels`."""
-    rng = random.Random(f"{case.is_encoder_decoder} {step}")
-    rows = [_pair_row(rng, row) if case.is_encoder_decoder else _text_row(rng, row) for row in range(SEQUENCES)]
-    batch = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
-    batch["sample"] = torch.arange(step * SEQUENCES, (step + 1) * SEQUENCES)
-    for micro, share in enumerate(_TARGET_SHARES):
-        part = slice(micro * MICRO_SEQUENCES, (micro + 1) * MICRO_SEQUENCES)
-        ignored = torch.tensor([[rng.random() >= share for _ in range(LENGTH)] for _ in range(MICRO_SEQUENCES)])
-        batch["labels"][part].masked_fill_(ignored, IGNORED)
-    if step == 3:  # what a data set's end looks like: rows that only fill up
-        last = slice(SEQUENCES - MICRO_SEQUENCES, None)
-        batch["labels"][last], batch["documents"][last] = IGNORED, -1
-        if case.is_encoder_decoder:
-            batch["source_documents"][last] = -1
-    return batch
+    return dict(batch_maker(case).global_batch(step))
 
 
 def micro_batches(case: Case, step: int, layout: ParallelLayout, data_rank: int) -> list[MicroBatch]:
-    """A data rank's part of the step: a contiguous slice of its micro-batches."""
-    batch = global_batch(case, step)
-    labels = batch.pop("labels")
-    share = SEQUENCES // layout.dp
-    starts = range(data_rank * share, (data_rank + 1) * share, MICRO_SEQUENCES)
-    parts = [slice(start, start + MICRO_SEQUENCES) for start in starts]
-    return [MicroBatch({name: field[part] for name, field in batch.items()}, labels[part]) for part in parts]
-
-
-def _text_row(rng: random.Random, row: int) -> dict[str, list[int]]:
-    """A window of one to four documents; every third ends in padding."""
-    length = LENGTH - rng.randint(2, 5) if row % 3 == 2 else LENGTH
-    ends = sorted({*rng.sample(range(1, length), row % 4), length})
-    tokens = [rng.randrange(VOCABULARY) for _ in range(LENGTH)]
-    documents, positions, labels = [-1] * LENGTH, [0] * LENGTH, [IGNORED] * LENGTH
-    for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
-        for i in range(start, end):
-            documents[i], positions[i] = number, i - start
-            labels[i] = tokens[i + 1] if i + 1 < end else IGNORED
-    if length == LENGTH:
-        labels[-1] = rng.randrange(VOCABULARY)  # the last document goes on in the next window
-    return {"tokens": tokens, "documents": documents, "positions": positions, "labels": labels}
-
-
-def _pair_row(rng: random.Random, row: int) -> dict[str, list[int]]:
-    """One or two pairs, sources and targets with padding behind them."""
-    fields = ("source_tokens", "source_documents", "tokens", "documents", "positions", "labels")
-    result: dict[str, list[int]] = {name: [] for name in fields}
-    pairs = 1 + row % 2
-    for number in range(pairs):
-        source = rng.randint(2, SOURCE_LENGTH // pairs)
-        target = rng.randint(2, LENGTH // pairs)
-        result["source_documents"] += [number] * source
-        result["documents"] += [number] * target
-        result["positions"] += range(target)
-        result["labels"] += [rng.randrange(VOCABULARY) for _ in range(target)]
-    for name, values in result.items():
-        length = SOURCE_LENGTH if name.startswith("source") else LENGTH
-        filler = {"labels": IGNORED, "positions": 0}.get(name, -1)
-        values += [filler] * (length - len(values))
-    result["source_tokens"] = [rng.randrange(VOCABULARY) for _ in range(SOURCE_LENGTH)]
-    result["tokens"] = [rng.randrange(VOCABULARY) for _ in range(LENGTH)]
-    return result
+    """The part of the step of a rank of the batch axis: a contiguous slice of its micro-batches."""
+    return batch_maker(case).micro_batches(layout.dp, step, data_rank)

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -15,15 +16,24 @@ import torch
 
 from pretrain.engine import base, build, objective
 from pretrain.engine.world import start_world
-from pretrain.model import attention, block, dropout, layers, masks
+from pretrain.model import attention, block, dropout, layers, masks, ring_attention
 from pretrain.optim import optimizers
-from pretrain.parallel import collectives, embedding, linear
+from pretrain.parallel import collectives, embedding, linear, sequence, tiled_cross_entropy
 from pretrain.parallel.layout import ParallelLayout
+from pretrain.parallel.mesh import Axis
+from pretrain.parallel.ring import Passing
+from tests.layouts import expert_mutations as of_experts
+from tests.layouts import schedule_mutations as of_schedules
 from tests.layouts.cases import ONE, Setup
 from tests.layouts.parity import Quantity, Recording
 from tests.layouts.recording import record
 
 TP2, PP2, DP2 = (Setup(ParallelLayout(**axis)) for axis in ({"tp": 2}, {"pp": 2}, {"dp": 2}))
+RING2, ULYSSES2 = (Setup(ParallelLayout(**axis)) for axis in ({"ring": 2}, {"ulysses": 2}))
+EP2, PP4 = Setup(ParallelLayout(dp=2, ep=2)), Setup(ParallelLayout(pp=4))
+TP2PP2 = Setup(ParallelLayout(tp=2, pp=2))
+PP4_ZB_H1 = Setup(ParallelLayout(pp=4), more=("layout.pipeline_schedule=zb-h1",))
+"""There the ranks of a tensor group split the stream."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +206,126 @@ def _source_positions_run_on() -> Iterator[None]:
         yield
 
 
+def _shared_weight_gradient_stays_partial() -> AbstractContextManager[Any]:
+    return patch.object(sequence.SplitStream, "shared", lambda self, weight: weight)
+
+
+def _scatter_takes_a_slice() -> AbstractContextManager[Any]:
+    def forward(ctx: Any, tensor: torch.Tensor, axis: Any) -> torch.Tensor:
+        ctx.axis = axis
+        return tensor.chunk(axis.size, 1)[axis.rank].clone()
+
+    return patch.object(collectives._ScatterSequence, "forward", staticmethod(forward))
+
+
+def _gather_backward_takes_a_slice() -> AbstractContextManager[Any]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grad.chunk(ctx.axis.size, 1)[ctx.axis.rank].clone(), None
+
+    return patch.object(collectives._GatherSequence, "backward", staticmethod(backward))
+
+
+def _whole_gradient_on_every_rank() -> AbstractContextManager[Any]:
+    return patch.object(attention, "gradient_once", lambda tensor, axis: tensor)
+
+
+def _recompute_drops_others() -> AbstractContextManager[Any]:
+    def change(keep_mask: Any) -> Any:
+        def drawn(key: int, *rest: Any, **more: Any) -> Any:
+            in_backward = torch._C._current_graph_task_id() >= 0
+            return keep_mask(key + in_backward, *rest, **more)
+
+        return drawn
+
+    return _replaced(dropout, "keep_mask", change)
+
+
+def _tiles_see_the_own_columns_alone() -> AbstractContextManager[Any]:
+    def change(combine: Any) -> Any:
+        alone = Axis.single("model")
+        return lambda sums, targets, columns: combine(sums, targets, columns._replace(axis=alone))
+
+    return _replaced(tiled_cross_entropy, "combine", change)
+
+
+def _ring_hop_skipped() -> AbstractContextManager[Any]:
+    def change(add: Any) -> Any:
+        return lambda self, hop, *rest: add(self, hop, *rest) if hop.mask.causal or hop.queries == slice(None) else None
+
+    return _replaced(ring_attention._Merged, "add", change)
+
+
+def _log_sums_merged_by_the_larger() -> AbstractContextManager[Any]:
+    return patch.object(torch, "logaddexp", torch.maximum)
+
+
+def _blind_rows_weigh_one() -> AbstractContextManager[Any]:
+    def change(add: Any) -> Any:
+        return lambda self, hop, *rest: add(self, replace(hop, blind=None), *rest)
+
+    return _replaced(ring_attention._Merged, "add", change)
+
+
+def _key_gradients_stay_at_the_last_hop() -> AbstractContextManager[Any]:
+    def change(backward: Any) -> Any:
+        def left(ctx: Any, grad: torch.Tensor) -> Any:
+            made = 0
+
+            def passing(tensor: torch.Tensor, axis: Axis) -> Any:
+                nonlocal made
+                made += 1
+                under_way = Passing(tensor, axis)
+                if made < 2 * axis.size - 1:
+                    return under_way
+                under_way.wait()
+                return SimpleNamespace(wait=lambda: tensor)
+
+            with patch.object(ring_attention, "Passing", passing):
+                return backward(ctx, grad)
+
+        return staticmethod(left)
+
+    return _replaced(ring_attention._RingAttention, "backward", change)
+
+
+def _positions_of_a_ring_in_a_row() -> AbstractContextManager[Any]:
+    def in_a_row(length: int, rank: int, size: int, device: torch.device | None = None) -> torch.Tensor:
+        return torch.arange(length, device=device).chunk(size)[rank]
+
+    return patch.object(sequence, "zigzag", in_a_row)
+
+
+def _labels_of_the_first_part() -> AbstractContextManager[Any]:
+    def change(part: Any) -> Any:
+        def cut(batch: Any, split: sequence.SequenceSplit) -> Any:
+            mine = part(batch, split)
+            return replace(mine, labels=batch.labels[:, : mine.labels.shape[1]])
+
+        return cut
+
+    return _replaced(base, "context_part", change)
+
+
+def _heads_go_to_the_next_rank() -> AbstractContextManager[Any]:
+    def change(build_mixer: Any) -> Any:
+        return lambda ring, drop, first_head: build_mixer(ring, drop, first_head ^ 2)
+
+    return _replaced(attention, "build_mixer", change)
+
+
+@contextlib.contextmanager
+def _deepspeed_shares_sequences_itself() -> Iterator[None]:
+    from deepspeed.utils import groups
+
+    def change(deepspeed_config: Any) -> Any:
+        sizes = {"sequence_parallel_size": 2, "data_parallel_size": 1}
+        return lambda *arguments, **more: deepspeed_config(*arguments, **more) | sizes
+
+    # DeepSpeed leaves the groups that it makes of the two in a global, for every later engine.
+    with patch.object(groups, "mesh_device", None), _replaced(build, "deepspeed_config", change):
+        yield
+
+
 def _found(*quantities: Quantity) -> frozenset[Quantity]:
     return frozenset(quantities)
 
@@ -235,6 +365,67 @@ MUTATIONS = {
     "shared_key_value_gradient_stays_partial": Mutation(
         _shared_key_value_gradient_stays_partial, "palm-tied", TP2, _found("gradients", "grad_norm"), _FORWARD
     ),
+    "head_norm_gradient_stays_partial": Mutation(
+        _shared_key_value_gradient_stays_partial, "qwen3-tied", TP2, _found("gradients", "grad_norm"), _FORWARD
+    ),
+    "whole_gradient_on_every_rank": Mutation(
+        _whole_gradient_on_every_rank, "palm-tied", TP2, _found("gradients", "grad_norm"), _FORWARD
+    ),
+    "shared_weight_gradient_stays_partial": Mutation(
+        _shared_weight_gradient_stays_partial,
+        "gpt3-tied",
+        Setup(ParallelLayout(tp=2), more=("train.recompute=full", "layout.sequence_parallel=enabled")),
+        _found("gradients", "grad_norm"),
+        _FORWARD,
+    ),
+    "scatter_takes_a_slice": Mutation(
+        _scatter_takes_a_slice, "llama-untied", TP2PP2, _found("loss", "gradients"), _found("initial", "targets")
+    ),
+    "gather_backward_takes_a_slice": Mutation(
+        _gather_backward_takes_a_slice, "llama-untied", TP2PP2, _found("gradients", "grad_norm"), _FORWARD
+    ),
+    "recompute_drops_others": Mutation(
+        _recompute_drops_others,
+        "transformer-tied",
+        Setup(ParallelLayout(tp=2), more=("train.recompute=full",)),
+        _found("gradients", "grad_norm"),
+        _FORWARD,
+    ),
+    "tiles_see_the_own_columns_alone": Mutation(
+        _tiles_see_the_own_columns_alone,
+        "palm-untied",
+        Setup(ParallelLayout(tp=2), more=("train.loss_tile_tokens=7",)),
+        _found("loss", "z_loss", "gradients"),
+        _found("initial", "targets"),
+    ),
+    "ring_hop_skipped": Mutation(
+        _ring_hop_skipped, "llama-untied", RING2, _found("loss", "gradients"), _found("initial", "targets")
+    ),
+    "log_sums_merged_by_the_larger": Mutation(
+        _log_sums_merged_by_the_larger, "llama-untied", RING2, _found("loss", "gradients"), _found("initial", "targets")
+    ),
+    "blind_rows_weigh_one": Mutation(
+        _blind_rows_weigh_one, "llama-untied", RING2, _found("loss", "gradients"), _found("initial", "targets")
+    ),
+    "key_gradients_stay_at_the_last_hop": Mutation(
+        _key_gradients_stay_at_the_last_hop, "llama-untied", RING2, _found("gradients", "grad_norm"), _FORWARD
+    ),
+    "positions_of_a_ring_in_a_row": Mutation(
+        _positions_of_a_ring_in_a_row, "llama-untied", RING2, _found("loss", "gradients"), _found("initial", "targets")
+    ),
+    "deepspeed_shares_sequences_itself": Mutation(
+        _deepspeed_shares_sequences_itself, "llama-untied", ULYSSES2, _found("gradients", "grad_norm"), _FORWARD
+    ),
+    "labels_of_the_first_part": Mutation(
+        _labels_of_the_first_part, "llama-untied", ULYSSES2, _found("targets", "loss"), _found("initial", "agreement")
+    ),
+    "dropout_of_the_other_rank's_heads": Mutation(
+        _heads_go_to_the_next_rank,
+        "transformer-tied",
+        ULYSSES2,
+        _found("loss", "gradients"),
+        _found("initial", "targets"),
+    ),
     "learning_rate_of_the_next_step": Mutation(
         _learning_rate_of_the_next_step,
         "llama-tied",
@@ -266,6 +457,50 @@ MUTATIONS = {
         DP2,
         _found("parameters"),
         _FORWARD | _found("gradients", "grad_norm"),
+    ),
+    "expert_weights_without_copy": Mutation(
+        of_experts.expert_weights_without_copy, "moe-shared", TP2, _found("gradients", "grad_norm"), _FORWARD
+    ),
+    "routers_gradient_on_every_rank": Mutation(
+        of_experts.routers_gradient_on_every_rank, "moe-shared", TP2, _found("gradients", "grad_norm"), _FORWARD
+    ),
+    "auxiliary_loss_on_every_rank": Mutation(
+        of_experts.auxiliary_loss_on_every_rank, "moe-transformer", TP2, _found("gradients"), _FORWARD
+    ),
+    "rows_return_to_the_wrong_place": Mutation(
+        of_experts.rows_return_to_the_wrong_place, "moe-shared", EP2, _found("loss", "gradients"), _found("initial")
+    ),
+    "experts_averaged_over_their_replicas": Mutation(
+        of_experts.experts_averaged_over_their_replicas,
+        "moe-shared",
+        EP2,
+        _found("gradients", "grad_norm"),
+        _FORWARD,
+    ),
+    "experts_are_ordinary_parameters": Mutation(
+        of_experts.experts_are_ordinary_parameters, "moe-shared", EP2, _found("initial", "loss"), _found("targets")
+    ),
+    "bias_follows_the_load_of_one_rank": Mutation(
+        of_experts.bias_follows_the_load_of_one_rank,
+        "moe-bias",
+        DP2,
+        _found("parameters"),
+        _FORWARD | _found("gradients", "grad_norm"),
+    ),
+    "last_tokens_go_first": Mutation(
+        of_experts.last_tokens_go_first, "moe-bias", ONE, _found("loss", "gradients"), _found("initial", "targets")
+    ),
+    "padding_takes_places": Mutation(
+        of_experts.padding_takes_places, "moe-shared", ONE, _found("auxiliary", "gradients"), _found("loss", "initial")
+    ),
+    "buffers_are_lent_by_index": Mutation(
+        of_experts.buffers_are_lent_by_index, "moe-transformer", PP4, _found("gradients", "grad_norm"), _FORWARD
+    ),
+    "last_weight_pass_forgotten": Mutation(
+        of_schedules.last_weight_pass_forgotten, "gpt3-tied", PP4_ZB_H1, _found("gradients", "grad_norm"), _FORWARD
+    ),
+    "gradients_are_received_into_one_buffer": Mutation(
+        of_schedules.gradients_are_received_into_one_buffer, "gpt3-tied", PP4_ZB_H1, _found("gradients"), _FORWARD
     ),
     "source_positions_run_on": Mutation(
         _source_positions_run_on, "transformer-tied", PP2, _found("loss", "gradients"), _found("initial")

@@ -106,3 +106,18 @@ def test_a_run_changes_its_layout_there_and_back_again(
     case_name: str, reader: Setup, tmp_path: Path, world: Callable[[int], World], trace: Callable[[str], Trace]
 ):
     _assert_goes_on(case_name, [WRITER, reader, WRITER, reader], tmp_path, world, trace)
+
+
+@pytest.mark.parametrize(
+    ("case_name", "reader"),
+    [
+        ("moe-shared", WRITER),
+        ("moe-bias", Setup(ParallelLayout(dp=2), zero_stage=3)),
+        ("moe-transformer", Setup(ParallelLayout(dp=4, ep=4), zero_stage=2)),
+    ],
+)
+def test_experts_change_their_ranks_there_and_back_again(
+    case_name: str, reader: Setup, tmp_path: Path, world: Callable[[int], World], trace: Callable[[str], Trace]
+):
+    tensors, stages = Setup(ParallelLayout(dp=2, ep=2, tp=2)), Setup(ParallelLayout(dp=2, ep=2, pp=2))
+    _assert_goes_on(case_name, [tensors, reader, stages, reader], tmp_path, world, trace)

@@ -30,6 +30,10 @@ SETUPS = [
     Setup(ParallelLayout(pp=2)),
     Setup(ParallelLayout(pp=2, tp=2)),
     Setup(ParallelLayout(pp=2, dp=2)),
+    Setup(ParallelLayout(pp=2), more=("layout.pipeline_schedule=zb-h1",)),
+    Setup(ParallelLayout(pp=2), zero_stage=1, more=("layout.offload=optimizer",)),
+    Setup(ParallelLayout(dp=2), zero_stage=3, more=("layout.offload=optimizer_and_parameters",)),
+    Setup(ParallelLayout(ring=2, ulysses=2)),
 ]
 KINDS: tuple[StateKind, ...] = ("weight", "exp_avg", "exp_avg_sq")
 State = list[Fragment]
@@ -75,7 +79,7 @@ def _load(engine: Engine, state: State, step: int) -> None:
 
 
 def _train(engine: Engine, setup: Setup, steps: range) -> list[StepResult]:
-    rank = engine.mesh.data.rank
+    rank = engine.mesh.batch.rank
     return [engine.train_step(micro_batches(CASES[CASE], step, setup.layout, rank)) for step in steps]
 
 
@@ -92,7 +96,7 @@ def live(setup: Setup) -> Life:
 
     engine = start_engine(CASE, setup)
     _train(engine, setup, range(2))
-    batches = micro_batches(CASES[CASE], 0, setup.layout, engine.mesh.data.rank)
+    batches = micro_batches(CASES[CASE], 0, setup.layout, engine.mesh.batch.rank)
     evaluations = [engine.evaluate(batches) for _ in range(2)] + [engine.evaluate([batch]) for batch in batches]
     after_evaluation = _state(engine)
     evaluated = _train(engine, setup, range(2, 4))
@@ -242,7 +246,7 @@ def step_without_targets(setup: Setup) -> tuple[StepResult, State, State]:
     """A step whose every label is ignored."""
     engine = start_engine(CASE, setup)
     before = _state(engine)
-    batches = micro_batches(CASES[CASE], 0, setup.layout, engine.mesh.data.rank)
+    batches = micro_batches(CASES[CASE], 0, setup.layout, engine.mesh.batch.rank)
     result = engine.train_step([replace(batch, labels=torch.full_like(batch.labels, IGNORED)) for batch in batches])
     return result, before, _state(engine)
 

@@ -16,7 +16,7 @@ import torch
 import xxhash
 from torch import nn
 
-from pretrain.model.carry import Carry
+from pretrain.model.carry import OF_EXPERTS, Carry
 from pretrain.model.layers import LayerSpec, LayerStack
 
 LENGTH_PENALTY = 0.6
@@ -68,7 +68,8 @@ class StagedModel:
         tokens, lengths = _padded(sources, padding)
         documents = torch.where(torch.arange(tokens.shape[1]) < lengths[:, None], 0, -1)
         carry = {"source_tokens": tokens, "source_documents": documents, "sample": torch.zeros_like(lengths)}
-        return _run(self._encoder, {name: tensor.to(self.device) for name, tensor in carry.items()})
+        encoded = _run(self._encoder, {name: tensor.to(self.device) for name, tensor in carry.items()})
+        return {name: tensor for name, tensor in encoded.items() if name not in OF_EXPERTS}
 
     def next_logits(self, rows: Sequence[Sequence[int]], encoded: Carry | None, padding: int) -> torch.Tensor:
         """(B, V) fp32 logits, on the CPU, of the token that follows each of B rows."""

@@ -322,6 +322,7 @@ class Training:
             next_sample=self.engine.step * self.config.global_batch_sequences,
             targets=self.targets,
             skipped_steps=self.engine.skipped_steps,
+            loss_scale=self.engine.loss_scale,
             plan_hash=self.batches.plan_hash,
             tokenizer_hash=self.launch.manifest.tokenizer_hash,
             wandb_id=self.launch.wandb_id,

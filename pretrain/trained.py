@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from pretrain.checkpoint.format import CheckpointRef, check_same_model
-from pretrain.checkpoint.load import find_checkpoint, load_weights, read_run_state
+from pretrain.checkpoint.load import CheckpointReader, find_checkpoint, load_weights, read_run_state
 from pretrain.config import RunConfig, read_resolved
 from pretrain.data.tokenizer import Tokenizer, load_tokenizer
 from pretrain.errors import CheckpointError
 from pretrain.model.layers import LayerStack, build_layers
+from pretrain.model.moe import routers
 from pretrain.parallel.mesh import ProcessMesh
 from pretrain.parallel.sequence import ModelMesh
 
@@ -95,4 +96,8 @@ def _filled_stack(config: RunConfig, ref: CheckpointRef) -> LayerStack:
                 f"and {list(shape)} in this run"
             )
     stack.load_state_dict(weights, assign=True)
+    checkpoint = CheckpointReader(ref)
+    for router in routers(stack):
+        if router.bias is not None:
+            router.bias = checkpoint.whole(("buffer", router.bias_shard.name))
     return stack

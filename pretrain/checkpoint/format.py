@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from pretrain.checkpoint.boxes import Piece
+from pretrain.engine.loss_scale import LossScale
 from pretrain.errors import CheckpointError
 from pretrain.files import hash_bytes, read_json_lines
 from pretrain.settings import NonNegativeInt, PositiveInt, Settings
@@ -105,6 +106,8 @@ class RunState(Settings):
     """Valid targets that the run has trained on."""
     skipped_steps: NonNegativeInt = 0
     """Attempts of the optimizer that left the parameters alone; Adam's own count is the step less these."""
+    loss_scale: LossScale | None = None
+    """Where the dynamic loss scale stands; of fp16 alone."""
     skipped_windows: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
     """Ranges of samples [start, stop) that were passed over."""
     plan_hash: str

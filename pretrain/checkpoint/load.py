@@ -87,6 +87,10 @@ def restore(engine: Engine, ref: CheckpointRef) -> Metadata:
         used.add((fragment.kind, fragment.shard.name))
     _check_all_used(source, used, engine.mesh)
     engine.finish_load(source.metadata.step, source.metadata.state.skipped_steps)
+    saved_scale = source.metadata.state.loss_scale
+    # A run that changed its precision has a scale on one side alone.
+    if saved_scale is not None and engine.loss_scale is not None:
+        engine.set_loss_scale(saved_scale)
     return source.metadata
 
 

@@ -7,7 +7,7 @@ of `FIELDS`. The law, checked when a model is built, before any rank computes:
 2. every floating-point tensor that is passed on is read by a later layer, for it must come back with a gradient
    (DeepSpeed's pipeline asserts it); memory of an encoder is dropped by the last layer that attends to it;
 3. everything else is an integer tensor (bool cannot be sent); no rotary table or mask crosses;
-4. at the end `logits` or `losses` is left, and `auxiliary` where there are experts.
+4. at the end `logits` or `losses` is left, and where there are experts `loads`, and `auxiliary` if they add to the objective.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,12 +22,15 @@ FLOAT_FIELDS = ("hidden", "memory", "auxiliary", "logits", "losses")
 L_source, D), the encoder's output; auxiliary (B,), what experts add to the objective of each sequence, a rank's addend of it
 over the context group; logits (B, C, V/tp); losses (3, B, C), the three of `TokenLosses`, where the head goes through the
 tokens in tiles."""
-INTEGER_FIELDS = ("tokens", "positions", "documents", "source_tokens", "source_documents", "labels", "sample")
+INTEGER_FIELDS = ("tokens", "positions", "documents", "source_tokens", "source_documents", "labels", "sample", "loads")
 """tokens, positions (B, C): ids, positions within the document. documents (B, S), of whole sequences: number of the document
 within the window (-1: padding). source_tokens (B, C_source), source_documents (B, S_source): the same of the encoder's input.
-labels (B, C): only where the head makes losses. sample (B,): the global sample number n, the key of dropout."""
+labels (B, C): only where the head makes losses. sample (B,): the global sample number n, the key of dropout.
+loads (M, E + 1): for each of M layers with E experts, how many of the rank's tokens chose each, and how many choices were
+dropped."""
 ENDS = (frozenset({"logits"}), frozenset({"losses"}))
-"""What may be left at the end, beside `auxiliary`."""
+"""What may be left at the end, beside what experts leave."""
+OF_EXPERTS = frozenset({"auxiliary", "loads"})
 FIELDS = FLOAT_FIELDS + INTEGER_FIELDS
 
 
@@ -71,7 +74,7 @@ def trace_fields(inputs: Iterable[str], flows: Sequence[tuple[str, Flow]]) -> li
                     f"`{name}` leaves layer {layer} but no later layer reads it: it would get no gradient"
                 )
         boundaries.append(_ordered(present))
-    if present - {"auxiliary"} not in ENDS:
+    if present - OF_EXPERTS not in ENDS:
         raise CarryLawError(f"the last layer must leave `logits` or `losses` alone, not {sorted(present)}")
     return boundaries
 

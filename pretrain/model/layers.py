@@ -23,10 +23,22 @@ from pretrain.model.carry import FIELDS, Carry, Flow, trace_fields
 from pretrain.model.dropout import build_dropout
 from pretrain.model.flops import Stack, block_forward_flops, head_forward_flops
 from pretrain.model.masks import Masks
+from pretrain.model.moe import ExpertRow, expert_layers, tallied_fields
 from pretrain.model.norm import NormLayer
 from pretrain.model.positions import PositionsLayer, Rotary, build_positions, positions_of
+from pretrain.model.recompute import Recompute
+from pretrain.model.ring_masks import build_masks
 from pretrain.model.settings import ModelSettings
-from pretrain.model.vocabulary import EmbedTokens, ProjectToLogits, StartDecoder, TableLayer, TableUse, vocabulary_of
+from pretrain.model.vocabulary import (
+    EmbedTokens,
+    LossTiles,
+    ProjectToLogits,
+    ProjectToLosses,
+    StartDecoder,
+    TableLayer,
+    TableUse,
+    vocabulary_of,
+)
 from pretrain.parallel.linear import place
 from pretrain.parallel.sequence import ModelMesh, SequenceSplit
 from pretrain.parallel.shard import shard_of
@@ -47,6 +59,8 @@ class LayerSpec:
     """Specs of one key share one module, built by any of them; it has one parameter, `weight`, named after the first."""
     apply: Callable[[nn.Module, Carry], Carry] | None = None
     """How the shared module is used here; None: called with the carry."""
+    has_parameters: bool = True
+    """A stage of layers without any would leave its optimizer nothing: they stay with the layer before them."""
 
     def run(self, module: nn.Module, carry: Carry) -> Carry:
         """The carry behind this layer, whose (perhaps shared) module is given."""
@@ -58,7 +72,7 @@ class LayerStack(nn.Module):
 
     def __init__(self, specs: Sequence[LayerSpec]) -> None:
         super().__init__()
-        self.fields = _inputs([spec.flow for spec in specs])
+        self.fields = fields_of(specs)
         firsts: dict[str, nn.Module] = {}
         steps: list[tuple[LayerSpec, nn.Module]] = []
         for spec in specs:
@@ -85,20 +99,29 @@ class LayerStack(nn.Module):
         return carry
 
 
-def build_layers(model: ModelSettings, mesh: ModelMesh, *, seed: int) -> list[LayerSpec]:
+def build_layers(
+    model: ModelSettings,
+    mesh: ModelMesh,
+    *,
+    seed: int,
+    recompute: Recompute | None = None,
+    loss_tiles: LossTiles | None = None,
+) -> list[LayerSpec]:
     """The layers of a model, in order.
 
     Args:
         model: settings that hold the rules of pretrain.rules, with the vocabulary's size.
         mesh: what the layers see of the layout.
         seed: of the run; keys initial weights and dropout.
+        recompute: what of a block is computed again in backward; None: nothing.
+        loss_tiles: how the head makes losses from labels; None: it leaves logits.
 
     Raises:
         ConfigError: the size of the vocabulary is missing.
         CarryLawError: the list could not be cut into stages; a fault of this file.
     """
     vocabulary_of(model)
-    drafts = _drafts(model, mesh, seed)
+    drafts = _drafts(model, mesh, seed, recompute or Recompute(), loss_tiles)
     flows = _flows(drafts)
     trace_fields(_inputs(flows), [(draft.name, flow) for draft, flow in zip(drafts, flows, strict=True)])
     first_builds: dict[str, Callable[[], nn.Module]] = {}
@@ -108,13 +131,18 @@ def build_layers(model: ModelSettings, mesh: ModelMesh, *, seed: int) -> list[La
         if draft.tied_key is not None and draft.use is not None:
             build = first_builds.setdefault(draft.tied_key, build)
             apply = partial(_apply_use, draft.use(flow))
-        specs.append(LayerSpec(draft.name, build, flow, draft.cost, draft.tied_key, apply))
+        specs.append(LayerSpec(draft.name, build, flow, draft.cost, draft.tied_key, apply, draft.has_parameters))
     return specs
 
 
+def fields_of(specs: Sequence[LayerSpec]) -> tuple[str, ...]:
+    """Fields of the carry that the batch has to provide for these layers, in sending order."""
+    return _inputs([spec.flow for spec in specs])
+
+
 def input_fields(model: ModelSettings) -> tuple[str, ...]:
-    """Fields of the carry that the batch has to provide, in sending order."""
-    return _inputs(_flows(_drafts(model, ModelMesh(), seed=0)))
+    """The same for a model whose head leaves logits."""
+    return _inputs(_flows(_drafts(model, ModelMesh(), 0, Recompute(), None)))
 
 
 def count_parameters(model: ModelSettings) -> int:
@@ -143,6 +171,7 @@ class _Draft:
     cost: float = 0.0
     tied_key: str | None = None
     use: Callable[[Flow], TableUse] | None = None
+    has_parameters: bool = True
 
 
 def _flows(drafts: Sequence[_Draft]) -> list[Flow]:
@@ -184,8 +213,11 @@ def _add_at(root: nn.Module, path: str, module: nn.Module) -> None:
     root.add_module(last, module)
 
 
-def _drafts(model: ModelSettings, mesh: ModelMesh, seed: int) -> list[_Draft]:
-    parts = _Parts(model, mesh, seed, Masks(), Rotary(model) if model.positions == "rotary" else None)
+def _drafts(
+    model: ModelSettings, mesh: ModelMesh, seed: int, recompute: Recompute, loss_tiles: LossTiles | None
+) -> list[_Draft]:
+    rotary = Rotary(model) if model.positions == "rotary" else None
+    parts = _Parts(model, mesh, seed, build_masks(mesh.sequence), rotary, recompute, loss_tiles)
     return list(parts.decoder() if model.architecture == "decoder" else parts.encoder_decoder())
 
 
@@ -198,6 +230,8 @@ class _Parts:
     seed: int
     masks: Masks
     rotary: Rotary | None
+    recompute: Recompute
+    loss_tiles: LossTiles | None
 
     def decoder(self) -> Iterator[_Draft]:
         view = DecoderView(self.masks, self.rotary)
@@ -230,8 +264,11 @@ class _Parts:
 
     def head(self) -> _Draft:
         scale = self.model.d_model**-0.5 if self.model.logit_scale == "rsqrt_d_model" else 1.0
-        use = partial(ProjectToLogits, scale=scale)
-        return self.table("head", {"hidden"}, {"logits"}, use, cost=head_forward_flops(self.model))
+        cost = head_forward_flops(self.model)
+        if self.loss_tiles is not None:
+            use = partial(ProjectToLosses, scale=scale, tiles=self.loss_tiles)
+            return self.table("head", {"hidden", "labels"}, {"losses"}, use, cost=cost)
+        return self.table("head", {"hidden"}, {"logits"}, partial(ProjectToLogits, scale=scale), cost=cost)
 
     def table(self, name: str, reads: set[str], adds: set[str], use: Callable[[Flow], TableUse], cost: float) -> _Draft:
         key = "embedding" if self.model.embeddings == "tied" else None
@@ -249,19 +286,29 @@ class _Parts:
             return build_positions(self.model, flow, positions_from, dropout, self.mesh.stream)
 
         reads = {"hidden"} | ({field} if self.model.positions in ("sinusoidal", "learned") else set())
-        return _Draft(name, _with_sample(reads, self.model.dropout), frozenset({"hidden"}), make)
+        learned = self.model.positions == "learned"
+        all_reads = _with_sample(reads, self.model.dropout)
+        return _Draft(name, all_reads, frozenset({"hidden"}), make, has_parameters=learned)
 
     def blocks(
         self, prefix: str, number: int, view: View, stack: Stack, cross_masks: Masks | None = None
     ) -> Iterator[_Draft]:
         reads = {"hidden"} | view.reads | ({"memory", "documents", "source_documents"} if cross_masks else set())
         all_reads = _with_sample(reads, max(self.model.dropout, self.model.attention_dropout))
-        cost = block_forward_flops(self.model, stack, self.model.max_sequence_length)
+        with_experts = expert_layers(self.model)
         for index in range(number):
-            name = f"{prefix}.{index}"
-            context = BlockContext(self.mesh, self.seed, name, number, view, cross_masks)
+            name, experts, tally_reads, tally_adds = f"{prefix}.{index}", None, frozenset[str](), frozenset[str]()
+            if name in with_experts:
+                experts = ExpertRow(with_experts.index(name), len(with_experts))
+                tally_adds = tallied_fields(self.model)
+                tally_reads = tally_adds if experts.index > 0 else tally_reads
+            context = BlockContext(
+                self.mesh, self.seed, name, number, view, cross_masks, experts=experts, recompute=self.recompute
+            )
             make = partial(build_block, self.model, context)
-            yield _Draft(name, all_reads, frozenset({"hidden"}), make, cost)
+            kind = "dense" if experts is None else "experts"
+            cost = block_forward_flops(self.model, stack, self.model.max_sequence_length, feed_forward=kind)
+            yield _Draft(name, all_reads | tally_reads, frozenset({"hidden"}) | tally_adds, make, cost)
 
     def final_norm(self, name: str) -> Iterator[_Draft]:
         if self.model.norm_position == "pre":

@@ -31,9 +31,9 @@ class _Table:
         self._make = make
         self._kept: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
-    def rows(self, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """(B, S) positions below the larger of S and the table's length, to their rows (B, S, ...)."""
-        while self._length < positions.shape[1]:
+    def rows(self, positions: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor:
+        """(B, L) positions within whole sequences of `length` to their rows (B, L, ...)."""
+        while self._length < length:
             self._length *= 2
             self._kept.clear()
         key = (positions.device, dtype)
@@ -86,8 +86,9 @@ class SinusoidalPositions(PositionsLayer):
 
     def add(self, carry: Carry) -> torch.Tensor:
         """The stream (B, S, D) with positions."""
-        hidden = carry["hidden"]
-        return hidden + self.table.rows(self.stream.take(self.positions_from(carry)), hidden.dtype)
+        hidden, positions = carry["hidden"], self.positions_from(carry)
+        length = positions.shape[1] * self.stream.sequence.parts
+        return hidden + self.table.rows(self.stream.take(positions), length, hidden.dtype)
 
 
 class LearnedPositions(PositionsLayer):
@@ -140,9 +141,9 @@ class Rotary:
 
         self._table = _Table(model.max_sequence_length, make)
 
-    def factors(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of (B, S) positions, each (B, S, 1, K/2), fp32."""
-        rows = self._table.rows(positions, torch.float32)
+    def factors(self, positions: torch.Tensor, length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of (B, C) positions, each (B, C, 1, K/2), fp32; length is that of whole sequences, None: C."""
+        rows = self._table.rows(positions, length or positions.shape[1], torch.float32)
         return rows[:, :, None, 0], rows[:, :, None, 1]
 
     @staticmethod

@@ -23,7 +23,12 @@ class InitializationSettings(Settings):
 
 
 class MoESettings(Settings):
-    """A mixture of experts in place of the feed-forward layer (Shazeer et al. 2017; Fedus et al. 2021, Switch Transformer)."""
+    """A mixture of experts in place of the feed-forward layer (Shazeer et al. 2017; Fedus et al. 2021, Switch Transformer).
+
+    y = shared(x) + routed_scale x sum over the k experts e with the largest score_e + bias_e of weight_e x expert_e(x). Scores
+    are of logits = x router.weight^T in fp32; the bias chooses alone and is not in the weights. Padding (a document number below
+    0) passes the shared experts only. Experts have biases where `model.biases` names feed_forward, the router has none.
+    """
 
     num_experts: PositiveInt
     """Routed experts of a layer."""
@@ -41,20 +46,25 @@ class MoESettings(Settings):
     routed_scale: PositiveFloat = 1.0
     """Factor on the routed experts' output (DeepSeek-V3: 2.5)."""
     capacity_factor: PositiveFloat | None = None
-    """Tokens that an expert takes of one sequence, in multiples of an equal share, rounded up; later ones are dropped from it.
-    None: dropless. Per sequence, so that it does not depend on the micro-batch."""
+    """Tokens that an expert takes of one sequence, in multiples of an equal share: ceil(capacity_factor x k x S / num_experts), S
+    being the sequence's length with its padding. Tokens take their places in the order of positions; later ones are dropped
+    from that expert, whose term is then missing from their sum (the other weights stay). None: dropless. Per sequence, so that it
+    does not depend on the micro-batch."""
     balance: Literal["auxiliary_loss", "bias", "none"] = "auxiliary_loss"
     """What keeps experts equally loaded. `auxiliary_loss`: Fedus et al. 2021, equation 4, per sequence. `bias`: a bias on the
     scores that choose, moved after each step against the load (Wang et al. 2024, Auxiliary-loss-free load balancing)."""
     auxiliary_loss: NonNegativeFloat = 0.01
-    """Coefficient of the auxiliary loss, which is summed over layers and averaged over sequences."""
+    """Coefficient of num_experts x sum over e of f_e P_e, of a sequence's T tokens that are not padding: f_e = tokens that chose
+    e / (k T), before a capacity drops any; P_e = mean score of e (sigmoid scores divided by their sum over all experts). Summed
+    over layers, averaged over all sequences of the global batch (one of padding alone counts 0)."""
     router_z_loss: NonNegativeFloat = 0.0
-    """Coefficient of the mean over tokens of log-sum-exp squared of the router's logits (Zoph et al. 2022, ST-MoE, equation
-    5)."""
+    """Coefficient of the mean over the same T tokens of log-sum-exp squared of the router's logits (Zoph et al. 2022, ST-MoE,
+    equation 5); summed and averaged likewise."""
     bias_update_rate: PositiveFloat = 0.001
-    """Step of the bias a training step, with `balance: bias` (Wang et al. 2024, section 4)."""
+    """Step of the bias, with `balance: bias` (Wang et al. 2024, section 4): after each update of the parameters bias_e += rate x
+    sign(mean load - load_e), load_e being the tokens of the global batch that chose e, those included that a capacity dropped."""
     first_dense_layers: NonNegativeInt = 0
-    """Blocks at the start of the stack that keep the plain feed-forward of `model.d_ff` (DeepSeekMoE, section 4.1.2)."""
+    """Blocks at the start of each stack that keep the plain feed-forward of `model.d_ff` (DeepSeekMoE, section 4.1.2)."""
 
 
 class ModelSettings(Settings):
@@ -83,7 +93,8 @@ class ModelSettings(Settings):
     moe: MoESettings | None = None
     """Mixture of experts in every block (of an encoder-decoder: of both stacks); None: a dense model."""
     qk_norm: Literal["none", "head"] = "none"
-    """`head`: an RMSNorm over each head's queries and keys before rotary positions (Qwen3)."""
+    """`head`: in every attention, an RMSNorm of `norm_epsilon` over each head's queries and one over each head's keys, before
+    rotary positions; each has one weight of head_dim for all heads (Qwen3)."""
     max_sequence_length: PositiveInt = 2048
     """Longest sequence, in tokens; the number of rows of learned positions."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"

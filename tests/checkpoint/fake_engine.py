@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from pretrain.checkpoint.format import RunState
 from pretrain.data.micro_batch import MicroBatch
+from pretrain.engine.loss_scale import LossScale
 from pretrain.engine.protocol import EvaluationResult, Fragment, StateKind, StepResult
 from pretrain.parallel.layout import ParallelLayout
 from pretrain.parallel.mesh import ProcessMesh
@@ -61,7 +62,11 @@ class FakeEngine:
         self.num_parameters = sum(prod(spec.shape) for spec in self.specs.values())
         self.finished_loads: list[tuple[int, int]] = []
         self.poisoned_steps: set[int] = set()
+        self.loss_scale: LossScale | None = None
         self._fragments = list(self._make())
+
+    def set_loss_scale(self, state: LossScale) -> None:
+        self.loss_scale = state
 
     def fragments(self) -> Iterator[Fragment]:
         yield from self._fragments

@@ -9,6 +9,7 @@ from pretrain.checkpoint.format import CheckpointRef, committed_checkpoints, lat
 from pretrain.checkpoint.load import find_checkpoint, load_weights, restore
 from pretrain.checkpoint.prune import prune
 from pretrain.checkpoint.save import save
+from pretrain.engine.loss_scale import LossScale
 from pretrain.engine.protocol import Fragment
 from pretrain.errors import CheckpointError, RankFault
 from pretrain.parallel.mesh import ProcessMesh
@@ -189,3 +190,15 @@ def test_pruning_leaves_what_a_newer_launch_is_writing(tmp_path: Path) -> None:
     prune(tmp_path, ref, keep=1)
     assert being_written.partial.exists()
     assert being_written.path.exists()
+
+
+def test_the_loss_scale_is_saved_and_put_back_where_there_is_one(tmp_path: Path) -> None:
+    launch(tmp_path, 1)
+    scale = LossScale(scale=1024.0, attempts=2, last_overflow=1, hysteresis=1)
+    ref = save(trained_engine(2), tmp_path, 1, run_state(loss_scale=scale)).ref
+    fp16, fp32 = FakeEngine(ProcessMesh.single()), FakeEngine(ProcessMesh.single())
+    fp16.loss_scale = LossScale(scale=65536.0, attempts=0, last_overflow=-1, hysteresis=1)
+    restore(fp16, ref)
+    restore(fp32, ref)
+    assert fp16.loss_scale == scale
+    assert fp32.loss_scale is None

@@ -120,6 +120,13 @@ def test_the_layout_map_places_every_rank() -> None:
     assert lines == ["0  [0 1] [2 3]  embedding, layers 0-1", "1  [4 5] [6 7]  layers 2-3, head"]
 
 
+def test_the_layout_map_places_ranks_that_share_sequences() -> None:
+    told, file = run_console()
+    told.start(overview(ParallelLayout(ring=2, ulysses=2)))
+    assert "stage 0  [0] [1] [2] [3]" in file.getvalue()
+    assert "pp=1 dp=1 tp=1 ring=2 ulysses=2, 4 ranks" in file.getvalue()
+
+
 def test_the_layout_map_of_a_large_world_is_short() -> None:
     told, file = run_console()
     told.start(overview(ParallelLayout(pp=2, dp=64, tp=8)))

@@ -25,7 +25,8 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -212,18 +213,53 @@ def _serve(
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
     )
+    pool = _GroupPool.install()
     while True:
         try:
             job = connection.recv_bytes()
         except (EOFError, OSError):
             # No destructor of DeepSpeed or gloo is worth waiting for, and some wait for peers that are gone.
             os._exit(0)
+        pool.start_job()
         try:
             function, arguments = pickle.loads(job)
             answer = pickle.dumps((True, function(*arguments)))
         except BaseException:
             answer = pickle.dumps((False, f"raised\n{traceback.format_exc()}"))
         connection.send_bytes(answer)
+
+
+class _GroupPool:
+    """Process groups that one job after another uses again, in place of torch's `new_group`.
+
+    An engine makes some twenty groups and ends none, and each gloo group has threads that wake a hundred times a second: after
+    a hundred layouts they took most of two cores. Within a job the n-th group of the same ranks stays apart from the others.
+    """
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+        self._groups: dict[tuple[object, ...], Any] = {}
+        self._lent: Counter[tuple[object, ...]] = Counter()
+
+    @staticmethod
+    def install() -> "_GroupPool":
+        """Takes the place of `torch.distributed.new_group` in this process."""
+        pool = _GroupPool(dist.new_group)
+        setattr(dist, "new_group", pool.new_group)  # noqa: B010 (types know a function there)
+        return pool
+
+    def start_job(self) -> None:
+        """All groups may be lent again."""
+        self._lent.clear()
+
+    def new_group(self, ranks: Sequence[int] | None = None, *arguments: Any, **more: Any) -> Any:
+        """As torch's; every rank of a world must call it in the same order, as torch asks too."""
+        kind = (None if ranks is None else tuple(ranks), arguments, tuple(sorted(more.items())))
+        key = (*kind, self._lent[kind])
+        self._lent[kind] += 1
+        if key not in self._groups:
+            self._groups[key] = self._make(ranks, *arguments, **more)
+        return self._groups[key]
 
 
 def _prepare_rank(rank: int, world_size: int, port: int, log: str, device: DeviceKind) -> None:

@@ -137,7 +137,7 @@ CASES = {
         ),
         Case(
             "transformer-untied",
-            {**_TRANSFORMER, "embeddings": "untied", "norm_position": "pre", "positions": "learned"},
+            {**_TRANSFORMER, "embeddings": "untied", "norm_position": "pre", "positions": "learned", "num_kv_heads": 2},
             _Z_LOSS,
             _COSINE,
         ),
@@ -154,9 +154,12 @@ CASES = {
         ),
     )
 }
+_SEEDS_OF_FIVE = {"moe-bias": 11}
 FIVE = {
-    f"{name}-five": replace(CASES[name], name=f"{name}-five", sequences=5 * MICRO_SEQUENCES, seed=seed)
-    for name, seed in (("gpt3-tied", 0), ("moe-bias", 11), ("transformer-tied", 0))
+    f"{name}-five": replace(
+        CASES[name], name=f"{name}-five", sequences=5 * MICRO_SEQUENCES, seed=_SEEDS_OF_FIVE.get(name, 0)
+    )
+    for name in ("gpt3-tied", "llama-untied", "moe-bias", "transformer-tied", "transformer-untied")
 }
 """Those that a rank takes through the model in five micro-batches: more than stages, and no multiple of them."""
 _FOUR = tuple(CASES)
@@ -294,6 +297,17 @@ OFFLOAD = [
     ("transformer-tied", Setup(ParallelLayout(pp=2, tp=2), 1, (_OFFLOAD, _ZB_H1))),
 ]
 """Masters, moments and parameters in the host's memory: on a CPU the same memory, by the same code."""
+_LISTED = (
+    *(Setup(ParallelLayout(**axes)) for axes in ({"tp": 2}, {"tp": 4}, {"pp": 2}, {"pp": 4}, {"tp": 2, "pp": 2})),
+    Setup(ParallelLayout(tp=2), more=(_SPLIT,)),
+    *(Setup(ParallelLayout(dp=2), zero_stage) for zero_stage in (0, 1, 2, 3)),
+    *(Setup(ParallelLayout(dp=2, **axis)) for axis in ({"tp": 2}, {"pp": 2})),
+    *(Setup(ParallelLayout(**axes)) for axes in ({"ulysses": 2}, {"ulysses": 2, "pp": 2}, {"ring": 2})),
+)
+_FAMILIES = ("llama-tied", "llama-untied", "moe-bias", "moe-shared", "transformer-tied", "transformer-untied")
+"""Decoder, experts and encoder-decoder, tied and untied; two key-value heads in all but one of each."""
+LISTED = [(case, setup) for case in _FAMILIES for setup in _LISTED]
+"""What every family must do under every kind of parallelism; pp=3 is in PIPELINES, eight ranks in EIGHT, ep in EXPERTS."""
 MATRIX = [(case, setup) for case in _FOUR for setup in _GRIDS] + [
     ("llama-untied", Setup(ParallelLayout(pp=2, dp=2))),
     ("gpt3-tied", Setup(ParallelLayout(pp=2, dp=2))),
@@ -313,10 +327,14 @@ MATRIX = [(case, setup) for case in _FOUR for setup in _GRIDS] + [
     *EXPERTS,
     *PIPELINES,
     *OFFLOAD,
+    *LISTED,
 ]
+MATRIX = list(dict.fromkeys(MATRIX))
 """(case, setup): what the parity test runs."""
 EIGHT = [
     ("gpt3-tied", Setup(ParallelLayout(pp=2, dp=2, tp=2))),
+    ("llama-untied", Setup(ParallelLayout(pp=2, dp=2, tp=2))),
+    ("transformer-untied", Setup(ParallelLayout(pp=2, dp=2, tp=2))),
     ("moe-bias", Setup(ParallelLayout(pp=2, dp=2, tp=2))),
     ("moe-shared", Setup(ParallelLayout(pp=2, dp=2, tp=2, ep=2))),
     ("transformer-tied", Setup(ParallelLayout(pp=2, dp=2, tp=2))),

@@ -35,7 +35,7 @@ def run_config(
     return RunConfig(
         name="train-step",
         model=model,
-        layout=LayoutSettings(tp=1, pp=1, dp=1, zero_stage=1),
+        layout=LayoutSettings(tp=1, pp=1, dp=1, sequence_parallel="disabled", zero_stage=1),
         data=DataSettings(dir="unused", sequence_length=sequence_length),
         schedule=ScheduleSettings(name="constant"),
         train=TrainSettings(

@@ -64,6 +64,8 @@ class Proof:
     """Of the ranks, where one raised, died or hung."""
     margin: float = math.inf
     """Least margin by which experts were chosen, in fp32 scores."""
+    noise: Mapping[Quantity, float] = field(default_factory=dict)
+    """Tolerances by what one process shows alone, however much that is."""
 
     @property
     def failed(self) -> set[Quantity]:
@@ -80,9 +82,12 @@ class Proof:
         """The verdict."""
         if self.story:
             return "ranks failed"
-        if self.failed:
-            return "tie" if self.margin < TIE else "differs"
-        return "same model"
+        if not self.failed:
+            return "same model"
+        if self.margin < TIE:
+            return "tie"
+        # A gradient that all but cancels: one process is as far from the reference, and says so itself.
+        return "ill-conditioned" if self.noise and not failed(self.verdict, self.noise) else "differs"
 
 
 @dataclass(frozen=True)
@@ -119,39 +124,43 @@ class Prover:
         """Runs a case, and one process and the reference where they were not run yet."""
         start = time.monotonic()
         try:
-            verdict, bounds = self._judge(case.config)
+            verdict, bounds, noise = self._judge(case.config)
         except RanksFailed as error:
             return Proof(case, {}, BOUNDS, time.monotonic() - start, True, str(error))
         steps, clip = self._reference(case.config).steps, case.config.optimizer.clip_norm
         clipped = clip is not None and all(step.grad_norm > clip for step in steps)
         margin = min(step.margin for step in steps)
-        return Proof(case, verdict, bounds, time.monotonic() - start, clipped, margin=margin)
+        return Proof(case, verdict, bounds, time.monotonic() - start, clipped, margin=margin, noise=noise)
 
     def forget(self) -> None:
         """Drops references and traces: the next cases train other models."""
         self._traces.clear()
         self._references.clear()
 
-    def _judge(self, config: RunConfig) -> tuple[Verdict, Mapping[Quantity, float]]:
+    def _judge(self, config: RunConfig) -> tuple[Verdict, Mapping[Quantity, float], Mapping[Quantity, float]]:
         reference = self._reference(config)
         one = self._trace(config, config.train.precision)
         alone = config == plain(config, config.train.precision)
         recordings = [one.recording] if alone else self._record(config)
         verdict = compare(recordings, one.initial, reference, config.model, config.optimizer)
-        return verdict, self._bounds(config, one, reference)
+        return verdict, *self._bounds(config, one, reference, alone)
 
-    def _bounds(self, config: RunConfig, one: _Trace, reference: ReferenceRun) -> Mapping[Quantity, float]:
+    def _bounds(
+        self, config: RunConfig, one: _Trace, reference: ReferenceRun, alone: bool
+    ) -> tuple[Mapping[Quantity, float], Mapping[Quantity, float]]:
+        """What a layout is held against, and what one process shows; nothing of the latter where it judges itself."""
         rounding = ROUNDING[config.train.precision]
         if not rounding and self.tolerance == "published":
-            return BOUNDS
+            return BOUNDS, {}
         noise = compare([one.recording], one.initial, reference, config.model, config.optimizer)
         factor = ROUTED_NOISE_FACTOR if rounding and config.model.moe is not None else NOISE_FACTOR
-        bounds = dict(BOUNDS)
+        bounds, uncapped = dict(BOUNDS), dict(BOUNDS)
         for quantity in _NOISY:
             measured = max(noise[quantity].value, rounding if quantity in _ROUNDED else 0.0)
             highest = math.inf if rounding else CAP * BOUNDS[quantity]
-            bounds[quantity] = min(max(BOUNDS[quantity], factor * measured), highest)
-        return bounds
+            uncapped[quantity] = max(BOUNDS[quantity], factor * measured)
+            bounds[quantity] = min(uncapped[quantity], highest)
+        return bounds, {} if alone else uncapped
 
     def _record(self, config: RunConfig) -> list[Recording]:
         makers = partial(BatchMaker.of(config).micro_batches, config.parallel_layout.dp)

@@ -7,7 +7,7 @@ sums all of its groups, and all ranks sum once. What counts: replicated paramete
 first stage, spread experts on each rank that holds others.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -22,11 +22,12 @@ from pretrain.parallel.shard import shard_of
 
 
 def measure_once(optimizer: Any, mesh: ProcessMesh) -> None:
-    """Gives a ZeRO-1, ZeRO-2 or BF16 optimizer of DeepSpeed this norm; one that is offloaded keeps its own."""
+    """Gives a ZeRO-1, ZeRO-2 or BF16 optimizer of DeepSpeed, offloaded or not, this norm."""
     if hasattr(optimizer, "get_grads_for_norm"):
         optimizer.get_grads_for_norm = MethodType(partial(_for_norm, optimizer.get_grads_for_norm, mesh), optimizer)
-    elif not getattr(optimizer, "cpu_offload", False):
-        optimizer.scaled_global_norm = MethodType(partial(_norm, mesh), optimizer)
+    else:
+        squares = _offloaded_squares if getattr(optimizer, "cpu_offload", False) else _squares
+        optimizer.scaled_global_norm = MethodType(partial(_norm, squares, mesh), optimizer)
 
 
 def _for_norm(original: Callable[..., Any], mesh: ProcessMesh, bf16: Any, for_clipping: bool = False) -> Any:
@@ -42,15 +43,33 @@ def _for_norm(original: Callable[..., Any], mesh: ProcessMesh, bf16: Any, for_cl
     return [(everywhere + all_reduce(spread, mesh.expert)).sqrt().view(1)], {}
 
 
-def _norm(mesh: ProcessMesh, zero: Any, norm_type: int = 2) -> torch.Tensor:
-    """Of gradients that each data rank holds another part of."""
-    assert norm_type == 2
-    total = torch.zeros((), dtype=torch.float32, device=mesh.device)
+Squares = Callable[[Any], Iterator[tuple[nn.Parameter, torch.Tensor]]]
+"""Of a DeepSpeed optimizer: each parameter that this data rank has a part of, with the square of its part's gradient."""
+
+
+def _squares(zero: Any) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
     for group, parameters in enumerate(zero.params_in_partition):
         gradients = (g for g in zero.averaged_gradients[group] if not getattr(g, "_zero_padding", False))
         for gradient, parameter in zip(gradients, parameters, strict=False):
-            if _counts(parameter, mesh):
-                total += _square(gradient)
+            yield parameter, _square(gradient)
+
+
+def _offloaded_squares(zero: Any) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+    # Gradients have left the device one after another; their norms were taken on the way.
+    for parameters in zero.params_in_partition:
+        for parameter in parameters:
+            norm = zero.norm_for_param_grads.get(zero.get_param_id(parameter))
+            if norm is not None:
+                yield parameter, norm.float().square()
+
+
+def _norm(squares: Squares, mesh: ProcessMesh, zero: Any, norm_type: int = 2) -> torch.Tensor:
+    """Of gradients that each data rank holds another part of."""
+    assert norm_type == 2
+    total = torch.zeros((), dtype=torch.float32, device=mesh.device)
+    for parameter, square in squares(zero):
+        if _counts(parameter, mesh):
+            total += square.to(total.device)
     for ranks in (zero.dp_process_group, zero.model_parallel_group):  # under a pipeline the latter spans its stages too
         dist.all_reduce(total, group=ranks)
     norm = total.sqrt()

@@ -33,10 +33,13 @@ def check_layouts(
         console.print(Text(note))
     proofs: list[Proof] = []
     with Prover(device, steps, timeout_s) as prover, bar(console, len(cases)) as tell:
-        for case in cases:
-            tell(case.text)
-            proofs.append(prover.prove(case))
-    console.print(proofs_table(proofs, console.width), soft_wrap=True)
+        try:
+            for case in cases:
+                tell(case.text)
+                proofs.append(prover.prove(case))
+        finally:  # who stops a long run sees what is done
+            if proofs:
+                console.print(proofs_table(proofs, console.width), soft_wrap=True)
     tell_faults(console, proofs)
     raise_verdict(proofs)
 

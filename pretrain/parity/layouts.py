@@ -29,6 +29,7 @@ EPSILON = 1e-6
 HIGHEST_LR = 1e-3
 """Above it Adam's steps are long beside small initial weights, and rounding shows in them."""
 PLAIN_LAYOUT = "layout={tp: 1, pp: 1, dp: 1, sequence_parallel: auto, zero_stage: 1}"
+_SAME_FOR_ALL = ("model.", "data.", "run.", "name")
 _MEMORY_SHARE = 0.8
 """Share of the machine's memory that may be asked for."""
 
@@ -49,12 +50,19 @@ def layout_overrides(text: str) -> list[str]:
         if letter == "," and depth == 0:
             parts.append(text[start:index].strip())
             start = index + 1
-    parts = [part for part in parts if part]
+    parts = parts if text.strip() else []
     for part in parts:
         if not part.partition("=")[1]:
             raise ConfigError(
                 f"--layouts {text!r}: {part!r} is not KEY=VALUE; write pp=2,tp=2 or tp=2,train.recompute=full"
             )
+        if part.startswith(_SAME_FOR_ALL):
+            raise ConfigError(
+                f"--layouts {text!r}: {part!r} would train another model than the other layouts do; say it for all: --set {part}"
+            )
+    keys = [part.partition("=")[0].strip().removeprefix("layout.") for part in parts]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise ConfigError(f"--layouts {text!r}: {twice} is said twice; each key has one value")
     return [part if "." in part.partition("=")[0] else f"layout.{part}" for part in parts]
 
 

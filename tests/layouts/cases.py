@@ -127,6 +127,7 @@ CASES = {
         Case("qwen3-tied", {**_LLAMA, "embeddings": "tied", "qk_norm": "head"}, {}, _COSINE),
         Case("gpt3-tied", {**_GPT3, "embeddings": "tied"}, _SMOOTHING, {"name": "linear", "warmup_steps": 1}),
         Case("gpt3-untied", {**_GPT3, "embeddings": "untied"}, {}, _COSINE),
+        Case("gpt3-short", {**_GPT3, "embeddings": "untied", "num_layers": 2}, {}, _COSINE),
         Case("palm-tied", {**_PALM, "embeddings": "tied"}, _Z_LOSS, _COSINE),
         Case("palm-untied", {**_PALM, "embeddings": "untied"}, _Z_LOSS | _SMOOTHING, {"name": "constant"}),
         Case(
@@ -293,6 +294,9 @@ OFFLOAD = [
     ("palm-tied", Setup(ParallelLayout(tp=2), 2, (_OFFLOAD,))),
     ("transformer-tied", Setup(ParallelLayout(dp=2), 3, ("layout.offload=optimizer_and_parameters",))),
     ("gpt3-tied", Setup(ParallelLayout(pp=2), 1, (_OFFLOAD,))),
+    # The first stage has no vectors: stages have unequal numbers of parameter groups.
+    ("gpt3-short", Setup(ParallelLayout(pp=4), 1, (_OFFLOAD,))),
+    ("gpt3-short", Setup(ParallelLayout(pp=4))),
     ("moe-shared", Setup(ParallelLayout(dp=2, ep=2), 1, (_OFFLOAD,))),
     ("transformer-tied", Setup(ParallelLayout(pp=2, tp=2), 1, (_OFFLOAD, _ZB_H1))),
 ]

@@ -69,13 +69,13 @@ def _state(engine: Engine) -> State:
     return [fragment for kind in KINDS for fragment in copies(engine, kind)]
 
 
-def _load(engine: Engine, state: State, step: int) -> None:
+def _load(engine: Engine, state: State, step: int, skipped: int = 0) -> None:
     """Puts a state into an engine, over garbage, so that nothing can be right by chance."""
     saved = {(f.kind, f.shard.name, f.start): f.tensor for f in state}
     for fragment in engine.fragments():
         fragment.tensor.fill_(7.0)
         fragment.tensor.copy_(saved[fragment.kind, fragment.shard.name, fragment.start])
-    engine.finish_load(step)
+    engine.finish_load(step, skipped)
 
 
 def _train(engine: Engine, setup: Setup, steps: range) -> list[StepResult]:
@@ -240,6 +240,28 @@ def test_a_nan_gradient_on_one_rank_makes_all_ranks_skip_the_step(
             torch.equal(a.tensor, b.tensor) for a, b in zip(after, trained, strict=True) if a.kind == "exp_avg"
         )
         assert [result.lr for result in results] == pytest.approx(expected_lr, rel=1e-12)
+
+
+def resume_behind_a_skip(setup: Setup) -> tuple[list[StepResult], State, list[StepResult], State]:
+    """Steps 0 (skipped) to 2 in one engine, and step 2 in another that was given the state behind step 1."""
+    engine = start_engine(CASE, setup)
+    parameter = next(iter(engine._engine.module.parameters()))  # type: ignore[attr-defined]
+    handle = parameter.register_hook(lambda gradient: gradient * math.nan)
+    _train(engine, setup, range(1))
+    handle.remove()
+    _train(engine, setup, range(1, 2))
+    saved = _state(engine)
+    straight = _train(engine, setup, range(2, 3))
+    other = start_engine(CASE, setup)
+    _load(other, saved, 2, skipped=1)
+    return straight, _state(engine), _train(other, setup, range(2, 3)), _state(other)
+
+
+@pytest.mark.parametrize("setup", SETUPS[:6], ids=lambda setup: setup.name)
+def test_a_run_with_a_skipped_step_is_restored_with_adams_own_count(setup: Setup, world: Callable[[int], World]):
+    for straight, final, restored, restored_final in world(setup.layout.world_size).run(resume_behind_a_skip, setup):
+        assert restored == straight
+        _assert_same(restored_final, final)
 
 
 def step_without_targets(setup: Setup) -> tuple[StepResult, State, State]:

@@ -8,9 +8,9 @@ from pretrain.parity.layouts import CLIP_NORM, DEFAULT_VOCABULARY, check_size, l
 
 def test_bare_keys_are_the_layouts_and_dotted_ones_any_field():
     assert layout_overrides("pp=2, tp=2") == ["layout.pp=2", "layout.tp=2"]
-    assert layout_overrides("dp=2,model.biases=[attention,norm],train.recompute=full") == [
+    assert layout_overrides("dp=2,optimizer.betas=[0.9,0.99],train.recompute=full") == [
         "layout.dp=2",
-        "model.biases=[attention,norm]",
+        "optimizer.betas=[0.9,0.99]",
         "train.recompute=full",
     ]
     assert layout_overrides("") == []

@@ -185,7 +185,11 @@ def _add_parity(commands: Any) -> None:
         "--device", choices=("cpu", "cuda"), default="cpu", help="cpu: gloo; cuda: NCCL, untested; default: %(default)s"
     )
     parity.add_argument(
-        "--timeout-s", type=_positive, default=600, metavar="N", help="of one layout; ranks that hang show their stacks"
+        "--timeout-s",
+        type=_positive,
+        default=600,
+        metavar="N",
+        help="of one layout; ranks that hang show their stacks; default: %(default)s",
     )
 
 

@@ -25,13 +25,32 @@ class Trace:
     reference: ReferenceRun
 
 
+class Worlds:
+    """A world a size, started where it is first asked for."""
+
+    def __init__(self) -> None:
+        self._worlds = {size: World(size) for size in (1, 2, 3, 4)}
+
+    def __call__(self, size: int) -> World:
+        return self._worlds[size]
+
+    def close(self) -> None:
+        """Ends all ranks; a world that is asked for again starts afresh."""
+        for each in self._worlds.values():
+            each.close()
+
+
 @pytest.fixture(scope="session")
-def world() -> Iterator[Callable[[int], World]]:
-    """Gives the world of a size; its ranks stay until the tests end, for DeepSpeed's first engine takes seconds."""
-    worlds = {size: World(size) for size in (1, 2, 3, 4)}
-    yield worlds.__getitem__
-    for each in worlds.values():
-        each.close()
+def world() -> Worlds:
+    """Gives the world of a size; its ranks stay for all tests of a file, for DeepSpeed's first engine takes seconds."""
+    return Worlds()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ranks_end_with_their_file(world: Worlds) -> Iterator[None]:
+    """Idle ranks are not free: gloo's threads wake a hundred times a second, and took a third of two cores."""
+    yield
+    world.close()
 
 
 @pytest.fixture(scope="session")

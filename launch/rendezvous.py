@@ -5,10 +5,13 @@ each node with its own number. The store has no authentication by torch's design
 belongs on a private network. Only `launch.ranks` imports this module, once ranks are to start: it imports torch.
 """
 
+import contextlib
 import uuid
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
+from torch.distributed import DistStoreError
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs
@@ -24,6 +27,8 @@ JOIN_TIMEOUT_S = 600
 """How long a node waits for the others at the start."""
 EXIT_BARRIER_S = 60.0
 """How long a node whose ranks have ended waits for the others."""
+FAREWELL_S = 5.0
+"""How long node 0 then waits until they have left the store."""
 
 
 class RankLogs(LogsSpecs):
@@ -68,6 +73,19 @@ class _WatchedAgent(LocalElasticAgent):
         if self.watch.look({worker.global_rank: worker.id for worker in worker_group.workers}):
             return super()._monitor_workers(worker_group)  # pyright: ignore[reportCallIssue]
         return RunResult(state=WorkerState.HEALTHY)
+
+    def _exit_barrier(self) -> None:
+        """Node 0 holds the store, and outlasts the others: who still waits for torch's barrier would meet a closed socket."""
+        super()._exit_barrier()
+        group, store = self._worker_group, self._store
+        if store is None:
+            return
+        keys = [f"pretrain/left/{node}" for node in range(1, group.group_world_size or 1)]
+        if group.group_rank:
+            store.set(keys[group.group_rank - 1], "1")  # no answer is waited for
+        elif keys:
+            with contextlib.suppress(DistStoreError):  # a node that died says nothing
+                store.wait(keys, timedelta(seconds=FAREWELL_S))
 
 
 def make_agent(

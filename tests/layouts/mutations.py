@@ -8,7 +8,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -16,23 +15,24 @@ import torch
 
 from pretrain.engine import base, build, objective
 from pretrain.engine.world import start_world
-from pretrain.model import attention, block, dropout, layers, masks, ring_attention
+from pretrain.model import attention, block, dropout, layers, masks
 from pretrain.optim import optimizers
-from pretrain.parallel import collectives, embedding, linear, sequence, tiled_cross_entropy
+from pretrain.parallel import collectives, embedding, linear
 from pretrain.parallel.layout import ParallelLayout
-from pretrain.parallel.mesh import Axis
-from pretrain.parallel.ring import Passing
+from tests.layouts import context_mutations as of_context
 from tests.layouts import expert_mutations as of_experts
 from tests.layouts import schedule_mutations as of_schedules
+from tests.layouts import stream_mutations as of_streams
 from tests.layouts.cases import ONE, Setup
 from tests.layouts.parity import Quantity, Recording
+from tests.layouts.patching import replaced
 from tests.layouts.recording import record
 
 TP2, PP2, DP2 = (Setup(ParallelLayout(**axis)) for axis in ({"tp": 2}, {"pp": 2}, {"dp": 2}))
 RING2, ULYSSES2 = (Setup(ParallelLayout(**axis)) for axis in ({"ring": 2}, {"ulysses": 2}))
 EP2, PP4 = Setup(ParallelLayout(dp=2, ep=2)), Setup(ParallelLayout(pp=4))
-TP2PP2 = Setup(ParallelLayout(tp=2, pp=2))
 PP4_ZB_H1 = Setup(ParallelLayout(pp=4), more=("layout.pipeline_schedule=zb-h1",))
+TP2PP2 = Setup(ParallelLayout(tp=2, pp=2))
 """There the ranks of a tensor group split the stream."""
 
 
@@ -57,11 +57,6 @@ def record_mutated(name: str) -> Recording:
         return record(mutation.case, mutation.setup, mutation.steps)
 
 
-def _replaced(owner: object, name: str, change: Callable[[Any], Any]) -> AbstractContextManager[Any]:
-    """`owner.name` replaced by `change(original)`."""
-    return patch.object(owner, name, change(getattr(owner, name)))
-
-
 def _copy_backward_without_reduce() -> AbstractContextManager[Any]:
     return patch.object(collectives._CopyToAxis, "backward", staticmethod(lambda ctx, grad: (grad, None)))
 
@@ -74,7 +69,7 @@ def _every_rank_draws_the_first_shard() -> AbstractContextManager[Any]:
     def change(draw: Any) -> Any:
         return lambda local, shard, *rest: draw(local, replace(shard, starts=(0,) * len(shard.shape)), *rest)
 
-    return _replaced(linear, "draw_", change)
+    return replaced(linear, "draw_", change)
 
 
 def _embedding_looks_one_row_off() -> AbstractContextManager[Any]:
@@ -85,21 +80,21 @@ def _embedding_looks_one_row_off() -> AbstractContextManager[Any]:
 
         return shifted
 
-    return _replaced(embedding.VocabularyTable, "embed", change)
+    return replaced(embedding.VocabularyTable, "embed", change)
 
 
 def _gradient_doubled() -> AbstractContextManager[Any]:
     def change(weigh: Any) -> Any:
         return lambda *arguments: 2 * weigh(*arguments)
 
-    return _replaced(base, "micro_batch_weight", change)
+    return replaced(base, "micro_batch_weight", change)
 
 
 def _labels_one_off() -> AbstractContextManager[Any]:
     def change(cross_entropy: Any) -> Any:
         return lambda logits, labels, *rest, **more: cross_entropy(logits, labels.roll(1, 1), *rest, **more)
 
-    return _replaced(objective, "vocabulary_parallel_cross_entropy", change)
+    return replaced(objective, "vocabulary_parallel_cross_entropy", change)
 
 
 def _replicas_marked_as_shards() -> AbstractContextManager[Any]:
@@ -110,14 +105,14 @@ def _replicas_marked_as_shards() -> AbstractContextManager[Any]:
 
         return mark
 
-    return _replaced(linear, "set_shard", change)
+    return replaced(linear, "set_shard", change)
 
 
 def _no_clipping() -> AbstractContextManager[Any]:
     def change(deepspeed_config: Any) -> Any:
         return lambda *arguments, **more: deepspeed_config(*arguments, **{**more, "clip_norm": None})
 
-    return _replaced(build, "deepspeed_config", change)
+    return replaced(build, "deepspeed_config", change)
 
 
 def _mean_of_micro_batch_means() -> AbstractContextManager[Any]:
@@ -127,7 +122,7 @@ def _mean_of_micro_batch_means() -> AbstractContextManager[Any]:
 
         return weighted
 
-    return _replaced(objective.TrainingLoss, "forward", change)
+    return replaced(objective.TrainingLoss, "forward", change)
 
 
 @contextlib.contextmanager
@@ -150,18 +145,18 @@ def _learning_rate_of_the_next_step() -> AbstractContextManager[Any]:
 
         return late
 
-    return _replaced(build, "build_schedule", change)
+    return replaced(build, "build_schedule", change)
 
 
 def _one_dropout_mask_for_all_layers() -> AbstractContextManager[Any]:
-    return _replaced(dropout, "stream_key", lambda key: lambda seed, purpose, name: key(seed, purpose, ""))
+    return replaced(dropout, "stream_key", lambda key: lambda seed, purpose, name: key(seed, purpose, ""))
 
 
 def _dropout_by_local_head() -> AbstractContextManager[Any]:
     def change(probabilities: Any) -> Any:
         return lambda self, p, sample, first_head: probabilities(self, p, sample, 0)
 
-    return _replaced(dropout.HeadDropout, "probabilities", change)
+    return replaced(dropout.HeadDropout, "probabilities", change)
 
 
 def _bias_on_every_rank() -> AbstractContextManager[Any]:
@@ -183,7 +178,7 @@ def _padding_in_the_softmax() -> AbstractContextManager[Any]:
 
         return padded
 
-    return _replaced(objective, "vocabulary_parallel_cross_entropy", change)
+    return replaced(objective, "vocabulary_parallel_cross_entropy", change)
 
 
 def _decay_for_vectors_too() -> AbstractContextManager[Any]:
@@ -194,7 +189,7 @@ def _decay_for_vectors_too() -> AbstractContextManager[Any]:
 
         return decayed
 
-    return _replaced(optimizers, "parameter_groups", change)
+    return replaced(optimizers, "parameter_groups", change)
 
 
 @contextlib.contextmanager
@@ -203,126 +198,6 @@ def _source_positions_run_on() -> Iterator[None]:
         return torch.arange(documents.shape[1]).expand_as(documents)
 
     with patch.object(layers, "positions_of", count), patch.object(block, "positions_of", count):
-        yield
-
-
-def _shared_weight_gradient_stays_partial() -> AbstractContextManager[Any]:
-    return patch.object(sequence.SplitStream, "shared", lambda self, weight: weight)
-
-
-def _scatter_takes_a_slice() -> AbstractContextManager[Any]:
-    def forward(ctx: Any, tensor: torch.Tensor, axis: Any) -> torch.Tensor:
-        ctx.axis = axis
-        return tensor.chunk(axis.size, 1)[axis.rank].clone()
-
-    return patch.object(collectives._ScatterSequence, "forward", staticmethod(forward))
-
-
-def _gather_backward_takes_a_slice() -> AbstractContextManager[Any]:
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grad.chunk(ctx.axis.size, 1)[ctx.axis.rank].clone(), None
-
-    return patch.object(collectives._GatherSequence, "backward", staticmethod(backward))
-
-
-def _whole_gradient_on_every_rank() -> AbstractContextManager[Any]:
-    return patch.object(attention, "gradient_once", lambda tensor, axis: tensor)
-
-
-def _recompute_drops_others() -> AbstractContextManager[Any]:
-    def change(keep_mask: Any) -> Any:
-        def drawn(key: int, *rest: Any, **more: Any) -> Any:
-            in_backward = torch._C._current_graph_task_id() >= 0
-            return keep_mask(key + in_backward, *rest, **more)
-
-        return drawn
-
-    return _replaced(dropout, "keep_mask", change)
-
-
-def _tiles_see_the_own_columns_alone() -> AbstractContextManager[Any]:
-    def change(combine: Any) -> Any:
-        alone = Axis.single("model")
-        return lambda sums, targets, columns: combine(sums, targets, columns._replace(axis=alone))
-
-    return _replaced(tiled_cross_entropy, "combine", change)
-
-
-def _ring_hop_skipped() -> AbstractContextManager[Any]:
-    def change(add: Any) -> Any:
-        return lambda self, hop, *rest: add(self, hop, *rest) if hop.mask.causal or hop.queries == slice(None) else None
-
-    return _replaced(ring_attention._Merged, "add", change)
-
-
-def _log_sums_merged_by_the_larger() -> AbstractContextManager[Any]:
-    return patch.object(torch, "logaddexp", torch.maximum)
-
-
-def _blind_rows_weigh_one() -> AbstractContextManager[Any]:
-    def change(add: Any) -> Any:
-        return lambda self, hop, *rest: add(self, replace(hop, blind=None), *rest)
-
-    return _replaced(ring_attention._Merged, "add", change)
-
-
-def _key_gradients_stay_at_the_last_hop() -> AbstractContextManager[Any]:
-    def change(backward: Any) -> Any:
-        def left(ctx: Any, grad: torch.Tensor) -> Any:
-            made = 0
-
-            def passing(tensor: torch.Tensor, axis: Axis) -> Any:
-                nonlocal made
-                made += 1
-                under_way = Passing(tensor, axis)
-                if made < 2 * axis.size - 1:
-                    return under_way
-                under_way.wait()
-                return SimpleNamespace(wait=lambda: tensor)
-
-            with patch.object(ring_attention, "Passing", passing):
-                return backward(ctx, grad)
-
-        return staticmethod(left)
-
-    return _replaced(ring_attention._RingAttention, "backward", change)
-
-
-def _positions_of_a_ring_in_a_row() -> AbstractContextManager[Any]:
-    def in_a_row(length: int, rank: int, size: int, device: torch.device | None = None) -> torch.Tensor:
-        return torch.arange(length, device=device).chunk(size)[rank]
-
-    return patch.object(sequence, "zigzag", in_a_row)
-
-
-def _labels_of_the_first_part() -> AbstractContextManager[Any]:
-    def change(part: Any) -> Any:
-        def cut(batch: Any, split: sequence.SequenceSplit) -> Any:
-            mine = part(batch, split)
-            return replace(mine, labels=batch.labels[:, : mine.labels.shape[1]])
-
-        return cut
-
-    return _replaced(base, "context_part", change)
-
-
-def _heads_go_to_the_next_rank() -> AbstractContextManager[Any]:
-    def change(build_mixer: Any) -> Any:
-        return lambda ring, drop, first_head: build_mixer(ring, drop, first_head ^ 2)
-
-    return _replaced(attention, "build_mixer", change)
-
-
-@contextlib.contextmanager
-def _deepspeed_shares_sequences_itself() -> Iterator[None]:
-    from deepspeed.utils import groups
-
-    def change(deepspeed_config: Any) -> Any:
-        sizes = {"sequence_parallel_size": 2, "data_parallel_size": 1}
-        return lambda *arguments, **more: deepspeed_config(*arguments, **more) | sizes
-
-    # DeepSpeed leaves the groups that it makes of the two in a global, for every later engine.
-    with patch.object(groups, "mesh_device", None), _replaced(build, "deepspeed_config", change):
         yield
 
 
@@ -369,58 +244,82 @@ MUTATIONS = {
         _shared_key_value_gradient_stays_partial, "qwen3-tied", TP2, _found("gradients", "grad_norm"), _FORWARD
     ),
     "whole_gradient_on_every_rank": Mutation(
-        _whole_gradient_on_every_rank, "palm-tied", TP2, _found("gradients", "grad_norm"), _FORWARD
+        of_streams.whole_gradient_on_every_rank, "palm-tied", TP2, _found("gradients", "grad_norm"), _FORWARD
     ),
     "shared_weight_gradient_stays_partial": Mutation(
-        _shared_weight_gradient_stays_partial,
+        of_streams.shared_weight_gradient_stays_partial,
         "gpt3-tied",
         Setup(ParallelLayout(tp=2), more=("train.recompute=full", "layout.sequence_parallel=enabled")),
         _found("gradients", "grad_norm"),
         _FORWARD,
     ),
     "scatter_takes_a_slice": Mutation(
-        _scatter_takes_a_slice, "llama-untied", TP2PP2, _found("loss", "gradients"), _found("initial", "targets")
+        of_streams.scatter_takes_a_slice,
+        "llama-untied",
+        TP2PP2,
+        _found("loss", "gradients"),
+        _found("initial", "targets"),
     ),
     "gather_backward_takes_a_slice": Mutation(
-        _gather_backward_takes_a_slice, "llama-untied", TP2PP2, _found("gradients", "grad_norm"), _FORWARD
+        of_streams.gather_backward_takes_a_slice, "llama-untied", TP2PP2, _found("gradients", "grad_norm"), _FORWARD
     ),
     "recompute_drops_others": Mutation(
-        _recompute_drops_others,
+        of_streams.recompute_drops_others,
         "transformer-tied",
         Setup(ParallelLayout(tp=2), more=("train.recompute=full",)),
         _found("gradients", "grad_norm"),
         _FORWARD,
     ),
     "tiles_see_the_own_columns_alone": Mutation(
-        _tiles_see_the_own_columns_alone,
+        of_streams.tiles_see_the_own_columns_alone,
         "palm-untied",
         Setup(ParallelLayout(tp=2), more=("train.loss_tile_tokens=7",)),
         _found("loss", "z_loss", "gradients"),
         _found("initial", "targets"),
     ),
     "ring_hop_skipped": Mutation(
-        _ring_hop_skipped, "llama-untied", RING2, _found("loss", "gradients"), _found("initial", "targets")
+        of_context.ring_hop_skipped, "llama-untied", RING2, _found("loss", "gradients"), _found("initial", "targets")
     ),
     "log_sums_merged_by_the_larger": Mutation(
-        _log_sums_merged_by_the_larger, "llama-untied", RING2, _found("loss", "gradients"), _found("initial", "targets")
+        of_context.log_sums_merged_by_the_larger,
+        "llama-untied",
+        RING2,
+        _found("loss", "gradients"),
+        _found("initial", "targets"),
     ),
     "blind_rows_weigh_one": Mutation(
-        _blind_rows_weigh_one, "llama-untied", RING2, _found("loss", "gradients"), _found("initial", "targets")
+        of_context.blind_rows_weigh_one,
+        "llama-untied",
+        RING2,
+        _found("loss", "gradients"),
+        _found("initial", "targets"),
     ),
     "key_gradients_stay_at_the_last_hop": Mutation(
-        _key_gradients_stay_at_the_last_hop, "llama-untied", RING2, _found("gradients", "grad_norm"), _FORWARD
+        of_context.key_gradients_stay_at_the_last_hop, "llama-untied", RING2, _found("gradients", "grad_norm"), _FORWARD
     ),
     "positions_of_a_ring_in_a_row": Mutation(
-        _positions_of_a_ring_in_a_row, "llama-untied", RING2, _found("loss", "gradients"), _found("initial", "targets")
+        of_context.positions_of_a_ring_in_a_row,
+        "llama-untied",
+        RING2,
+        _found("loss", "gradients"),
+        _found("initial", "targets"),
     ),
     "deepspeed_shares_sequences_itself": Mutation(
-        _deepspeed_shares_sequences_itself, "llama-untied", ULYSSES2, _found("gradients", "grad_norm"), _FORWARD
+        of_context.deepspeed_shares_sequences_itself,
+        "llama-untied",
+        ULYSSES2,
+        _found("gradients", "grad_norm"),
+        _FORWARD,
     ),
     "labels_of_the_first_part": Mutation(
-        _labels_of_the_first_part, "llama-untied", ULYSSES2, _found("targets", "loss"), _found("initial", "agreement")
+        of_context.labels_of_the_first_part,
+        "llama-untied",
+        ULYSSES2,
+        _found("targets", "loss"),
+        _found("initial", "agreement"),
     ),
     "dropout_of_the_other_rank's_heads": Mutation(
-        _heads_go_to_the_next_rank,
+        of_context.heads_go_to_the_next_rank,
         "transformer-tied",
         ULYSSES2,
         _found("loss", "gradients"),

@@ -93,6 +93,8 @@ def overview(config: RunConfig, manifest: Manifest, engine: Engine, checkpoint: 
     """What the banner tells of a run that goes on from `checkpoint`, or begins."""
     split = manifest.splits["train"]
     notes = {"data": f"{split.documents:,} documents, {split.tokens:,} tokens in {config.data.dir}"}
+    if shared := _sharing(config):
+        notes["work"] = ", ".join(shared)
     if checkpoint is not None:
         notes["resume"] = f"from {checkpoint}"
     return RunOverview(
@@ -114,6 +116,22 @@ def overview(config: RunConfig, manifest: Manifest, engine: Engine, checkpoint: 
         steps=config.train.steps,
         notes=notes,
     )
+
+
+def _sharing(config: RunConfig) -> list[str]:
+    """How the ranks share the work, beyond the sizes of the layout; what `auto` came to is said where it matters."""
+    layout, train = config.layout, config.train
+    told = []
+    if (layout.tp > 1 and config.parallel_layout.pp > 1) or layout.sequence_parallel == "enabled":
+        told.append(f"sequence parallelism {layout.sequence_parallel}")
+    if layout.pipeline_schedule != "1f1b":
+        told.append(f"{layout.pipeline_schedule} schedule")
+    if layout.offload != "none":
+        told.append(f"{layout.offload.replace('_', ' ')} in the host's memory")
+    if train.recompute != "none":
+        told.append(f"{train.recompute} recomputation")
+    tiles = (("loss", train.loss_tile_tokens), ("feed-forward", train.feed_forward_tile_tokens))
+    return told + [f"{name} in tiles of {tokens:,} tokens" for name, tokens in tiles if tokens]
 
 
 def announce(logs: RunLogs, run: RunOverview, notes: Sequence[str], generation: int, load_s: float) -> None:

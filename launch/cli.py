@@ -179,7 +179,7 @@ def _add_parity(commands: Any) -> None:
     parity.add_argument(
         "--random", type=_positive, metavar="N", help="in place of CONFIG: N random models under random layouts"
     )
-    parity.add_argument("--seed", type=int, default=0, metavar="S", help="of --random; default: %(default)s")
+    parity.add_argument("--seed", type=_natural, default=0, metavar="S", help="of --random; default: %(default)s")
     parity.add_argument("--steps", type=_positive, default=5, metavar="N", help="default: %(default)s")
     parity.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="cpu: gloo; cuda: NCCL, untested; default: %(default)s"
@@ -282,6 +282,12 @@ def _add_nodes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nnodes", type=_positive, default=1, metavar="N", help="machines of the run; default: 1")
     parser.add_argument("--node-rank", type=int, default=0, metavar="K", help="number of this machine, from 0")
     parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where node 0 is reached by the others")
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, not {text!r}")
+    return int(text)
 
 
 def _positive(text: str) -> int:

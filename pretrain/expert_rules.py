@@ -20,6 +20,14 @@ def _shortest_stack(config: RunConfig) -> int:
     return model.num_layers if model.architecture == "decoder" else min(model.num_layers, model.num_encoder_layers)
 
 
+def _router_is_untrained(config: RunConfig) -> bool:
+    moe = config.model.moe
+    if moe is None or moe.num_experts == 1 or moe.experts_per_token > 1 or not moe.normalize_weights:
+        return False
+    balanced = moe.balance == "auxiliary_loss" and moe.auxiliary_loss > 0
+    return not balanced and moe.router_z_loss == 0
+
+
 MODEL_RULES: tuple[Rule[RunConfig], ...] = (
     Rule(
         "experts_hold_choices",
@@ -27,6 +35,15 @@ MODEL_RULES: tuple[Rule[RunConfig], ...] = (
         lambda c: (
             f"model.moe.experts_per_token={_moe(c).experts_per_token} must not be above model.moe.num_experts="
             f"{_moe(c).num_experts}: a token goes to different experts; use {_moe(c).num_experts} or fewer"
+        ),
+    ),
+    Rule(
+        "one_choice_trains_its_router",
+        _router_is_untrained,
+        lambda c: (
+            "model.moe.experts_per_token=1 with normalize_weights=true makes every expert's weight 1 whatever the router "
+            "says, so that the router gets no gradient; set model.moe.normalize_weights=false (Fedus et al. 2021, Switch "
+            "Transformer), or give it another loss: balance=auxiliary_loss with auxiliary_loss above 0, or router_z_loss"
         ),
     ),
     Rule(

@@ -121,6 +121,11 @@ CONFIG_CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["model.moe.experts_per_token=5", "model.moe.num_experts=4"],
         ["model.moe.experts_per_token=4"],
     ),
+    "one_choice_trains_its_router": (
+        [_experts(experts_per_token=1, auxiliary_loss=0)],
+        ["model.moe.experts_per_token=1", "normalize_weights=true", "router_z_loss"],
+        ["model.moe.normalize_weights=false"],
+    ),
     "dense_layers_leave_experts": (
         [_experts(first_dense_layers=2)],
         ["model.moe.first_dense_layers=2", "use 1 or fewer"],

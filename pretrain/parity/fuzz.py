@@ -1,9 +1,9 @@
 """`pretrain parity --random`: drawn cases one after another, each told with the command that repeats it.
 
 A random model may be so ill-conditioned that one process already shows rounding beyond the published tolerance. A layout is
-then held against NOISE_FACTOR times what one process shows. Where that is beyond CAP times the published one (a gradient that
-all but cancels), or where a case differs and its experts were chosen by a margin near rounding, the case proves nothing, and is
-told so: ill-conditioned, or a tie.
+then held against NOISE_FACTOR times what one process shows, at most CAP times the published one. A case beyond that proves
+nothing, and is told so, where one process moves as far by itself or by a last bit of its weights (ill-conditioned: a gradient
+that all but cancels), or where experts were chosen by a margin near rounding (a tie).
 """
 
 from collections import Counter

@@ -44,17 +44,39 @@ def unsettle(engine: Engine) -> None:
     engine.finish_load(0)
 
 
+def nudge(engine: Engine, seed: int) -> None:
+    """Multiplies every weight by 1 + or - 2^-23, at random: the least that rounding to fp32 may do to it."""
+    for fragment in engine.fragments():
+        if fragment.kind == "weight":
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {fragment.shard.name}".encode()))
+            signs = torch.randint(0, 2, fragment.tensor.shape, generator=generator) * 2 - 1
+            fragment.tensor.mul_(1 + signs.to(fragment.tensor) * 2.0**-23)
+    engine.finish_load(0)
+
+
 def start(config: RunConfig, total_steps: int) -> Engine:
     """The engine of a config; every rank of the world calls it."""
     device = start_world("cuda" if config.train.device == "cuda" else "cpu")
     return build_engine(config, ProcessMesh.create(config.parallel_layout, device), total_steps)
 
 
-def record(config: RunConfig, micro_batches: MicroBatches, steps: int, total_steps: int) -> Recording:
-    """Trains under a config's layout and gives back what parity compares; every rank of the world calls it."""
+def record(
+    config: RunConfig, micro_batches: MicroBatches, steps: int, total_steps: int, nudged: int | None = None
+) -> Recording:
+    """Trains under a config's layout and gives back what parity compares; every rank of the world calls it.
+
+    Args:
+        config: resolved.
+        micro_batches: what each rank takes through the model.
+        steps: how many.
+        total_steps: of the schedule.
+        nudged: seed of `nudge`; None: the weights are as drawn. In one process alone.
+    """
     engine = start(config, total_steps)
     initial, first_moments, results = copies(engine, "weight"), [], []
     unsettle(engine)
+    if nudged is not None:
+        nudge(engine, nudged)
     before = copies(engine, "weight") + copies(engine, "buffer")
     for step in range(steps):
         results.append(engine.train_step(micro_batches(step, engine.mesh.batch.rank)))

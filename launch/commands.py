@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shlex
 import shutil
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from launch.ranks import Nodes
 from launch.torchrun import Launch, run
 from pretrain.config import RESOLVED_NAME, RunConfig, load_config, read_resolved
-from pretrain.errors import CheckFailed, CheckpointError, ConfigError
+from pretrain.errors import CheckFailed, CheckpointError, ConfigError, Interrupted
 from pretrain.model.flops import num_parameters
 from pretrain.resolve import World
 from pretrain.rules import check_preparation
@@ -62,8 +63,14 @@ def train(arguments: Namespace) -> None:
         print(f"report: {shown(finish(trained.config, renew=trained.by_this_launch))}")
 
 
+def _stop(*_: object) -> None:
+    """As Ctrl-C does: the ranks are ended and their files removed, and what is done so far is shown."""
+    raise Interrupted("stopped by SIGTERM")
+
+
 def parity(arguments: Namespace) -> None:
     """`pretrain parity`. Every refusal comes before torch is imported."""
+    signal.signal(signal.SIGTERM, _stop)
     from pretrain.parity.layouts import check_size, read_cases
 
     asked, steps, device = arguments.random, arguments.steps, arguments.device

@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -127,6 +128,7 @@ class World:
         return [rank.process.pid for rank in self._ranks if rank.process.pid is not None]
 
     def _start(self) -> None:
+        _start_server()
         # Port 0: the system picks a free one, and it is bound from here on, so nobody else can take it.
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         for index in range(self.world_size):
@@ -183,6 +185,18 @@ class World:
             if log:
                 lines.append(f"  last output of rank {index}:\n{log}")
         return "\n".join(lines)
+
+
+def _start_server() -> None:
+    """Starts the server that ranks are forked from, if it is not there, deaf to Ctrl-C: its parent ends it, and the ranks."""
+    if threading.current_thread() is not threading.main_thread():
+        forkserver.ensure_running()
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _ask_for_stacks(rank: _Rank) -> None:
@@ -263,7 +277,10 @@ class _GroupPool:
 
 
 def _prepare_rank(rank: int, world_size: int, port: int, log: str, device: DeviceKind) -> None:
-    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    except FileNotFoundError:  # the parent was stopped while this rank was starting
+        os._exit(1)
     os.dup2(output, 1)
     os.dup2(output, 2)
     faulthandler.enable(file=sys.stderr)

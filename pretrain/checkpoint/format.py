@@ -17,7 +17,7 @@ other layout can read it. Not taken: torch's distributed checkpoint (pickled met
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -43,7 +43,14 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Content = TypeVar("Content", bound=BaseModel)
 
 
-_NOT_THE_MODEL = frozenset({"dropout", "attention_dropout", "initialization"})
+_NOT_THE_MODEL = (
+    "dropout",
+    "attention_dropout",
+    "initialization.",
+    "moe.auxiliary_loss",
+    "moe.router_z_loss",
+    "moe.bias_update_rate",
+)
 """Model settings that may change between save and load: they shape neither the parameters nor the function."""
 
 
@@ -209,13 +216,22 @@ def latest_checkpoint(run_dir: Path) -> CheckpointRef | None:
     return next(iter(committed_checkpoints(run_dir)), None)
 
 
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Single settings by their dotted names."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
 def check_same_model(metadata: Metadata, model: Mapping[str, Any]) -> None:
     """Raises CheckpointError, naming the settings that differ, where a checkpoint is of another model than a config's."""
-    saved = metadata.state.model
+    saved, now = dict(_leaves(metadata.state.model)), dict(_leaves(model))
     different = [
-        f"model.{name} was {saved.get(name)!r} and is {model.get(name)!r}"
-        for name in sorted({*saved, *model} - _NOT_THE_MODEL)
-        if saved.get(name) != model.get(name)
+        f"model.{name} was {saved.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted({*saved, *now})
+        if saved.get(name) != now.get(name) and not name.startswith(_NOT_THE_MODEL)
     ]
     if different:
         raise CheckpointError(

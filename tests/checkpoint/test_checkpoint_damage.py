@@ -194,3 +194,15 @@ def test_a_model_setting_that_differs_is_named_and_dropout_may_differ(two: tuple
     check_same_model(metadata, {**MODEL, "dropout": 0.3})
     with pytest.raises(CheckpointError, match=r"model\.positions was 'rotary' and is 'learned'"):
         check_same_model(metadata, {**MODEL, "positions": "learned"})
+
+
+def test_a_setting_of_experts_that_differs_is_named_alone_and_their_losses_may_differ(
+    two: tuple[CheckpointRef, CheckpointRef],
+) -> None:
+    metadata = read_run_state(two[1])
+    experts = {"num_experts": 4, "d_ff": 8, "bias_update_rate": 0.001}
+    state = metadata.state.model_copy(update={"model": {**MODEL, "moe": experts}})
+    saved = metadata.model_copy(update={"state": state})
+    check_same_model(saved, {**MODEL, "moe": {**experts, "bias_update_rate": 0.01}})
+    with pytest.raises(CheckpointError, match=r"another model: model\.moe\.num_experts was 4 and is 8\."):
+        check_same_model(saved, {**MODEL, "moe": {**experts, "num_experts": 8}})

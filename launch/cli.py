@@ -4,7 +4,8 @@
 traceback; what prints one is a fault of the program.
 
 Exit codes: 0 done; 1 a check gave a bad verdict; 2 config or usage; 3 data; 4 checkpoint; 5 disk or permission; 70 a fault in a
-rank; 75 preempted, checkpoint saved, start the same command again; 130 stopped by Ctrl-C.
+rank; 75 preempted, checkpoint saved, start the same command again; 130 stopped by Ctrl-C
+(parity by SIGTERM too, for it has nothing to save).
 """
 
 import argparse

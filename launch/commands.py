@@ -11,7 +11,8 @@ import shutil
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -63,14 +64,27 @@ def train(arguments: Namespace) -> None:
         print(f"report: {shown(finish(trained.config, renew=trained.by_this_launch))}")
 
 
-def _stop(*_: object) -> None:
-    """As Ctrl-C does: the ranks are ended and their files removed, and what is done so far is shown."""
-    raise Interrupted("stopped by SIGTERM")
-
-
 def parity(arguments: Namespace) -> None:
     """`pretrain parity`. Every refusal comes before torch is imported."""
-    signal.signal(signal.SIGTERM, _stop)
+    with _sigterm_unwinds():
+        _parity(arguments)
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Within it SIGTERM ends the command as Ctrl-C does: ranks are ended, their files removed, what is done is shown."""
+
+    def stop(*_: object) -> None:
+        raise Interrupted("stopped by SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _parity(arguments: Namespace) -> None:
     from pretrain.parity.layouts import check_size, read_cases
 
     asked, steps, device = arguments.random, arguments.steps, arguments.device

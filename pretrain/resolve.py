@@ -4,7 +4,7 @@ Pure functions of plain facts: the machine is looked at by `launch.machine`, the
 A run keeps what it was resolved to: the same command on another machine would otherwise train at another precision.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from pretrain.config import RunConfig, absolute
 from pretrain.config_check import field_paths, suggest_field
 from pretrain.errors import ConfigError
 from pretrain.model.settings import ModelSettings
+from pretrain.settings import leaves
 
 FAST_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Flags of processors that multiply bf16 in hardware. Others emulate it, slower than fp32."""
@@ -162,16 +163,8 @@ def _data_size(config: RunConfig, world: World, pp: int, slots: int) -> int:
 
 def differences(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Every leaf whose value differs, by dotted path."""
-    old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(after.model_dump(mode="json")))
+    old, new = dict(leaves(before.model_dump(mode="json"))), dict(leaves(after.model_dump(mode="json")))
     return {path: (old.get(path), new.get(path)) for path in {**old, **new} if old.get(path) != new.get(path)}
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def check_resume(before: RunConfig, after: RunConfig, allowed: Sequence[str] = ()) -> list[str]:

@@ -17,7 +17,7 @@ other layout can read it. Not taken: torch's distributed checkpoint (pickled met
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -28,7 +28,7 @@ from pretrain.checkpoint.boxes import Piece
 from pretrain.engine.loss_scale import LossScale
 from pretrain.errors import CheckpointError
 from pretrain.files import hash_bytes, read_json_lines
-from pretrain.settings import NonNegativeInt, PositiveInt, Settings
+from pretrain.settings import NonNegativeInt, PositiveInt, Settings, leaves
 
 FORMAT = 2
 MARKER = "COMMITTED"
@@ -46,12 +46,13 @@ Content = TypeVar("Content", bound=BaseModel)
 _NOT_THE_MODEL = (
     "dropout",
     "attention_dropout",
-    "initialization.",
+    "initialization",
     "moe.auxiliary_loss",
     "moe.router_z_loss",
     "moe.bias_update_rate",
 )
-"""Model settings that may change between save and load: they shape neither the parameters nor the function."""
+"""Model settings that may change between save and load: they shape neither the parameters nor the function. The last
+three weigh what keeps experts apart while they train."""
 
 
 class DamagedFile(CheckpointError):
@@ -216,22 +217,17 @@ def latest_checkpoint(run_dir: Path) -> CheckpointRef | None:
     return next(iter(committed_checkpoints(run_dir)), None)
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Single settings by their dotted names."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+def _shapes_nothing(name: str) -> bool:
+    return any(name == free or name.startswith(f"{free}.") for free in _NOT_THE_MODEL)
 
 
 def check_same_model(metadata: Metadata, model: Mapping[str, Any]) -> None:
     """Raises CheckpointError, naming the settings that differ, where a checkpoint is of another model than a config's."""
-    saved, now = dict(_leaves(metadata.state.model)), dict(_leaves(model))
+    saved, now = dict(leaves(metadata.state.model)), dict(leaves(model))
     different = [
         f"model.{name} was {saved.get(name)!r} and is {now.get(name)!r}"
         for name in sorted({*saved, *now})
-        if saved.get(name) != now.get(name) and not name.startswith(_NOT_THE_MODEL)
+        if saved.get(name) != now.get(name) and not _shapes_nothing(name)
     ]
     if different:
         raise CheckpointError(

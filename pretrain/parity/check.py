@@ -37,7 +37,7 @@ _ROUNDED: tuple[Quantity, ...] = ("auxiliary", "grad_norm", "gradients", "parame
 CAP = 20.0
 """Of measured over published tolerances in fp32: beyond it one process itself is wrong."""
 NUDGES = 4
-"""Trainings of one process from weights that differ in the last bit, where a random case is beyond its tolerance."""
+"""Trainings of one process from weights that differ in the last bit, where a random case in fp32 is beyond its tolerance."""
 TIE = 1e-5
 """Margin of the experts' scores, in one of the reference's steps, below which rounding may choose others."""
 _NOISY: tuple[Quantity, ...] = (
@@ -127,7 +127,7 @@ class Prover:
         start = time.monotonic()
         try:
             verdict, bounds, noise = self._judge(case.config)
-            if noise and failed(verdict, noise):
+            if not ROUNDING[case.config.train.precision] and noise and failed(verdict, noise):
                 noise = self.with_nudges(case.config, noise)
         except RanksFailed as error:
             return Proof(case, {}, BOUNDS, time.monotonic() - start, True, str(error))
@@ -167,7 +167,7 @@ class Prover:
         return bounds, {} if alone else uncapped
 
     def with_nudges(self, config: RunConfig, noise: Mapping[Quantity, float]) -> Mapping[Quantity, float]:
-        """The tolerances, widened by what the last bit of the weights does to one process: a single run may be lucky."""
+        """The tolerances, widened by what the last bit of the weights does to one process: one run may be lucky."""
         one, reference = self._trace(config, config.train.precision), self._reference(config)
         widened = dict(noise)
         for seed in range(NUDGES):

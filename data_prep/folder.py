@@ -9,7 +9,7 @@ manifest.json    written last: a folder with one is complete
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pretrain.data.settings import DataSettings, PrepareSettings
 from pretrain.data.token_shards import MANIFEST_NAME, SPLITS, TOKEN_BYTES_NAME, TOKENIZER_NAME, Manifest, read_manifest
 from pretrain.errors import DataError, StorageError
 from pretrain.files import hash_file, path_within, told_as_storage_error, write_atomically
+from pretrain.settings import leaves
 
 SETTINGS_NAME, RECORDS_NAME, CORPUS_NAME, LOCK_NAME = "prepare.json", "records", "corpus", ".lock"
 QUARANTINE_NAME = "quarantine.jsonl"
@@ -104,19 +105,12 @@ def _refuse_strangers(folder: Path) -> None:
 
 def differences(old: PrepareSettings, new: PrepareSettings) -> list[str]:
     """What differs between two settings, as `data.prepare.field: old there, new here`."""
-    before, after = _leaves(old.model_dump(mode="json")), _leaves(new.model_dump(mode="json"))
+    before, after = dict(leaves(old.model_dump(mode="json"))), dict(leaves(new.model_dump(mode="json")))
     return [
         f"data.prepare.{name}: {before[name]!r} there, {after[name]!r} here"
         for name in after
         if name not in WITHOUT_EFFECT and before[name] != after[name]
     ]
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found.update(_leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value})
-    return found
 
 
 def claim(folder: Path, prepare: PrepareSettings) -> None:

@@ -12,7 +12,7 @@ from pretrain.config import RunConfig, absolute
 from pretrain.config_check import field_paths, suggest_field
 from pretrain.errors import ConfigError
 from pretrain.model.settings import ModelSettings
-from pretrain.settings import leaves
+from pretrain.settings import is_under, leaves
 
 FAST_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Flags of processors that multiply bf16 in hardware. Others emulate it, slower than fp32."""
@@ -176,7 +176,7 @@ def check_resume(before: RunConfig, after: RunConfig, allowed: Sequence[str] = (
         if name not in field_paths(RunConfig):
             raise ConfigError(f"--allow-change {name}: not a field of the config{suggest_field(RunConfig, name)}")
     changed = differences(before, after)
-    refused = [path for path in changed if not _under(path, FREE_TO_CHANGE) and not _under(path, allowed)]
+    refused = [path for path in changed if not is_under(path, FREE_TO_CHANGE) and not is_under(path, allowed)]
     if refused:
         lines = [f"{path}: {_shown(changed[path][0])} before, {_shown(changed[path][1])} now" for path in refused]
         flags = " ".join(f"--allow-change {path}" for path in refused)
@@ -185,10 +185,6 @@ def check_resume(before: RunConfig, after: RunConfig, allowed: Sequence[str] = (
             + f"\nset it back, start a new run (--set name=NEW-NAME), or continue with the change: {flags}"
         )
     return [f"{path}: {_shown(old)} -> {_shown(new)}" for path, (old, new) in changed.items() if path != "run.dir"]
-
-
-def _under(path: str, names: Sequence[str]) -> bool:
-    return any(path == name or path.startswith(f"{name}.") for name in names)
 
 
 def _shown(value: Any) -> str:

@@ -4,7 +4,7 @@ Each folder owns its part in its own `settings.py`; `pretrain.config` composes t
 mistake in a config is told in well under two seconds.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +25,11 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def is_under(path: str, names: Iterable[str]) -> bool:
+    """Whether a dotted path is one of the names, or lies in a section of that name."""
+    return any(path == name or path.startswith(f"{name}.") for name in names)
 
 
 PositiveInt = Annotated[int, Field(gt=0)]

@@ -28,7 +28,7 @@ from pretrain.checkpoint.boxes import Piece
 from pretrain.engine.loss_scale import LossScale
 from pretrain.errors import CheckpointError
 from pretrain.files import hash_bytes, read_json_lines
-from pretrain.settings import NonNegativeInt, PositiveInt, Settings, leaves
+from pretrain.settings import NonNegativeInt, PositiveInt, Settings, is_under, leaves
 
 FORMAT = 2
 MARKER = "COMMITTED"
@@ -217,17 +217,13 @@ def latest_checkpoint(run_dir: Path) -> CheckpointRef | None:
     return next(iter(committed_checkpoints(run_dir)), None)
 
 
-def _shapes_nothing(name: str) -> bool:
-    return any(name == free or name.startswith(f"{free}.") for free in _NOT_THE_MODEL)
-
-
 def check_same_model(metadata: Metadata, model: Mapping[str, Any]) -> None:
     """Raises CheckpointError, naming the settings that differ, where a checkpoint is of another model than a config's."""
     saved, now = dict(leaves(metadata.state.model)), dict(leaves(model))
     different = [
         f"model.{name} was {saved.get(name)!r} and is {now.get(name)!r}"
         for name in sorted({*saved, *now})
-        if saved.get(name) != now.get(name) and not _shapes_nothing(name)
+        if saved.get(name) != now.get(name) and not is_under(name, _NOT_THE_MODEL)
     ]
     if different:
         raise CheckpointError(

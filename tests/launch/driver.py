@@ -23,6 +23,7 @@ def drive(
     config: str, environment: Mapping[str, str], error_file: str, terminal: str | None, node: tuple[int, str] | None
 ) -> None:
     """The launcher's process: in a session of its own, on a terminal of its own where one is given."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background of a shell ignores Ctrl-C
     os.environ.clear()
     os.environ.update(environment)
     if terminal is not None:

@@ -16,7 +16,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pretrain.data.settings import DataSettings, PrepareSettings
+from pretrain.data.prepare_settings import PrepareSettings
+from pretrain.data.settings import DataSettings
 from pretrain.data.token_shards import MANIFEST_NAME, SPLITS, TOKEN_BYTES_NAME, TOKENIZER_NAME, Manifest, read_manifest
 from pretrain.errors import DataError, StorageError
 from pretrain.files import hash_file, path_within, told_as_storage_error, write_atomically

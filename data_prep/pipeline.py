@@ -42,7 +42,8 @@ from data_prep.report import PrepareReport
 from data_prep.shard import Ledger, Scan, ShardResult, ShardTask, scan_key, scan_range, shard_range, texts_of
 from data_prep.tokenize import read_tokenizer, special_tokens, token_byte_lengths, train_tokenizer, vocabulary_size
 from pretrain.config import RunConfig
-from pretrain.data.settings import DataSettings, PrepareSettings
+from pretrain.data.prepare_settings import PrepareSettings
+from pretrain.data.settings import DataSettings
 from pretrain.data.token_shards import (
     MANIFEST_FORMAT,
     MANIFEST_NAME,

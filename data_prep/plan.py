@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_prep.packages import fetch_catalogues
 from data_prep.read import FileRange, Part, download_hub, parquet_row_groups
-from pretrain.data.settings import CorpusSettings
+from pretrain.data.corpus_settings import CorpusSettings
 from pretrain.errors import DataError
 from pretrain.files import told_as_storage_error
 

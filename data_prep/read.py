@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 
 from data_prep.catalogues import BadCatalogue, read_catalogue
 from data_prep.clean import bad_text, clean_pair, clean_text
-from pretrain.data.settings import CorpusSettings, PrepareSettings
+from pretrain.data.corpus_settings import CorpusSettings
+from pretrain.data.prepare_settings import PrepareSettings
 from pretrain.errors import DataError
 from pretrain.files import told_as_storage_error
 

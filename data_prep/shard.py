@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from data_prep.dedup import TRAIN, VALIDATION, as_keys, document_keys, pair_keys
 from data_prep.read import BadDocument, Document, FileRange, read_range
 from data_prep.tokenize import Encoder
-from pretrain.data.settings import PrepareSettings
+from pretrain.data.prepare_settings import PrepareSettings
 from pretrain.data.token_shards import SPLITS, TOKENIZER_NAME, Origin, ShardRecord, Split, token_dtype, write_shard
 from pretrain.errors import DataError
 from pretrain.files import hash_bytes, write_atomically

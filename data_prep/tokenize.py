@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pretrain.data.settings import TokenizerSettings
 from pretrain.data.token_shards import END_OF_TEXT, PADDING, TARGET, SpecialTokens
+from pretrain.data.tokenizer_settings import TokenizerSettings
 from pretrain.errors import DataError
 from pretrain.files import told_as_storage_error
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pretrain.config import RunConfig
-from pretrain.data.settings import DataSettings, PrepareSettings
+from pretrain.data.prepare_settings import PrepareSettings
+from pretrain.data.settings import DataSettings
 from pretrain.engine_rules import ENGINE_RULES
 from pretrain.errors import ConfigError, PretrainError
 from pretrain.expert_rules import LAYOUT_RULES, MODEL_RULES

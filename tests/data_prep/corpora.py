@@ -13,7 +13,8 @@ from rich.console import Console
 
 from data_prep.pipeline import Backend, prepare_data
 from data_prep.report import PrepareReport
-from pretrain.data.settings import CorpusSettings, DataSettings
+from pretrain.data.corpus_settings import CorpusSettings
+from pretrain.data.settings import DataSettings
 
 WORDS = [
     "".join(random.Random(seed).choices("abcdefghijklmnopqrstuvwxyzäöü", k=random.Random(-seed).randint(2, 9)))

@@ -10,7 +10,8 @@ import pytest
 
 from data_prep.plan import plan_ranges
 from data_prep.read import BadDocument, Document, Dropped, Item, download_hub, read_range
-from pretrain.data.settings import CorpusSettings, DataSettings
+from pretrain.data.corpus_settings import CorpusSettings
+from pretrain.data.settings import DataSettings
 from pretrain.data.token_shards import TokenShards
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import DataError

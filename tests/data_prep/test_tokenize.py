@@ -15,9 +15,9 @@ from data_prep.tokenize import (
     train_tokenizer,
     vocabulary_size,
 )
-from pretrain.data.settings import TokenizerSettings
 from pretrain.data.token_shards import TokenShards
 from pretrain.data.tokenizer import load_tokenizer
+from pretrain.data.tokenizer_settings import TokenizerSettings
 from pretrain.errors import DataError
 from tests.data_prep.corpora import data_settings, output, run, text, write_texts
 

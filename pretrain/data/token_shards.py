@@ -135,8 +135,8 @@ class TokenShards:
     def document_bounds(self, document: int) -> tuple[int, int]:
         """First token of a document of the stream, and of the next one."""
         assert 0 <= document < self.num_documents, f"document {document} of {self.num_documents}"
-        index = int(np.searchsorted(self._document_starts, document, side="right")) - 1
-        start, stop = self.shard(index).document_bounds(document - int(self._document_starts[index]))
+        index, within = self.place_of_document(document)
+        start, stop = self.shard(index).document_bounds(within)
         offset = int(self._token_starts[index])
         return start + offset, stop + offset
 
@@ -152,11 +152,33 @@ class TokenShards:
         """(N,) int64 tokens of every pair's source. Raises DataError where the data are plain documents."""
         return self._gather(TokenShard.source_lengths)
 
+    @property
+    def num_shards(self) -> int:
+        """Shards of the stream."""
+        return len(self._records)
+
+    def file(self, index: int) -> str:
+        """Name of a shard's file, relative to the folder."""
+        return self._records.shard(index).file
+
+    def file_bytes(self, index: int) -> int:
+        """Bytes of a shard's file."""
+        return self._records.shard(index).file_bytes
+
+    def place_of_document(self, document: int) -> tuple[int, int]:
+        """The shard of a document of the stream, and its number there."""
+        index = int(np.searchsorted(self._document_starts, document, side="right")) - 1
+        return index, document - int(self._document_starts[index])
+
+    def check_shard(self, index: int) -> None:
+        """Reads a shard wholly and holds it against its checksums. Raises DataError for damage."""
+        shard = self.shard(index)
+        shard.check(0, shard.layout.footer_at)
+
     def check_all(self) -> None:
         """Reads every shard wholly and holds it against its checksums. Raises DataError for the first damage."""
-        for index in range(len(self._records)):
-            shard = self.shard(index)
-            shard.check(0, shard.layout.footer_at)
+        for index in range(self.num_shards):
+            self.check_shard(index)
 
     def shard(self, index: int) -> TokenShard:
         """A shard by its place in the split."""

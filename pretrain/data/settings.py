@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from pretrain.data.cache_settings import CacheSettings
 from pretrain.data.prepare_settings import PrepareSettings
 from pretrain.settings import PositiveInt, Settings
 
@@ -25,6 +26,9 @@ class DataSettings(Settings):
     """When blocks of token shards are held against their checksums: each at its first read, all at the start, or not at all."""
     prefetch: PositiveInt = 2
     """Global batches that the prefetch thread keeps ready."""
+    cache: CacheSettings | None = None
+    """A cache of shards on each node's disk, for a `dir` on a slow file system or at an address (s3://bucket/folder); None:
+    shards are read where they lie."""
     prepare: PrepareSettings | None = None
     """How the folder is made; None: it must exist."""
 

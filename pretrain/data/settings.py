@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from pretrain.data.cache_settings import CacheSettings
+from pretrain.data.order_settings import OrderSettings
 from pretrain.data.prepare_settings import PrepareSettings
 from pretrain.settings import PositiveInt, Settings
 
@@ -24,6 +25,11 @@ class DataSettings(Settings):
     """`packed`: neighbouring pairs share a row as long as both sides fit; they do not see each other. `single`: one a row."""
     verify: Literal["read", "open", "never"] = "read"
     """When blocks of token shards are held against their checksums: each at its first read, all at the start, or not at all."""
+    order: OrderSettings = OrderSettings()
+    """In which order samples are read, and from which sources."""
+    manifest: Literal["finished", "follow"] = "finished"
+    """`follow`: the folder may still be growing: training starts when what it needs first is there, and waits for more. The order
+    is that of the finished folder. `finished`: an unfinished folder is refused."""
     prefetch: PositiveInt = 2
     """Global batches that the prefetch thread keeps ready."""
     cache: CacheSettings | None = None

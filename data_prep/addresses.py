@@ -101,7 +101,7 @@ def asked(address: str, what: str, request: Callable[[], Result]) -> Result:
             raise
         except Exception as error:  # each client has its own kinds, few of them of OSError
             told = storage_error(error, redacted(address)) if isinstance(error, OSError) else None
-            if told is not None or attempt == ATTEMPTS - 1:
+            if told is not None or isinstance(error, PermissionError) or attempt == ATTEMPTS - 1:
                 cause = redacted(str(error)) or "no reason given"
                 raise told or StorageError(
                     f"{redacted(address)}: cannot be {what} ({type(error).__name__}: {cause}); check the network, the address "

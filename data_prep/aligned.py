@@ -85,7 +85,7 @@ class _Side:
 def _pair(part: Part, number: int, source: bytes, target: bytes, prepare: PrepareSettings) -> Item:
     assert part.target is not None, "see read_aligned"
     longest = LINE_BYTES_PER_CHARACTER * prepare.pair_max_characters
-    texts = []
+    texts: list[str] = []
     for side, line in ((part, source), (part.target, target)):
         if len(line) > longest:
             return BadDocument(side.name, number, f"a line of more than {longest:,} bytes")
@@ -95,7 +95,7 @@ def _pair(part: Part, number: int, source: bytes, target: bytes, prepare: Prepar
             return BadDocument(
                 side.name, number, f"not UTF-8: byte {error.start} of the line is 0x{line[error.start]:02x}"
             )
-    made = pair_of(*texts, prepare.pair_max_characters)
+    made = pair_of(texts[0], texts[1], prepare.pair_max_characters)
     return BadDocument(part.name, number, made) if isinstance(made, str) else made
 
 
@@ -124,11 +124,10 @@ def _cut(source: Part, target: Part, task_bytes: int, setting: str) -> Iterator[
 
 
 def _piece(source: Part, target: Part, bytes_: tuple[int, int], target_bytes: tuple[int, int], first_line: int) -> Part:
-    sides = [
-        Part(side.path, side.name, start, stop, stop - start, side.file_bytes, side.version)
-        for side, (start, stop) in ((source, bytes_), (target, target_bytes))
-    ]
-    return replace(sides[0], size=sides[0].size + sides[1].size, target=sides[1], first_line=first_line)
+    (start, stop), (target_start, target_stop) = bytes_, target_bytes
+    size = stop - start + target_stop - target_start
+    other = replace(target, start=target_start, stop=target_stop, size=target_stop - target_start)
+    return replace(source, start=start, stop=stop, size=size, target=other, first_line=first_line)
 
 
 def _cuts(part: Part, piece_bytes: float) -> tuple[list[tuple[int, int]], int]:

@@ -42,7 +42,7 @@ def read_parquet(part: Part, corpus: CorpusSettings, prepare: PrepareSettings) -
                         yield BadDocument(part.name, row, made) if isinstance(made, str) else made
                 problem = None if row == first + rows else "it ends early"
             except (pyarrow.ArrowException, OSError) as error:
-                if isinstance(error, OSError) and error.errno is not None:
+                if _of_the_machine(error):
                     raise
                 problem = redacted(str(error))
             if problem is not None:
@@ -71,12 +71,15 @@ def _open(path: str, name: str, file_bytes: int) -> ParquetFile:
                 pre_buffer=False,
                 page_checksum_verification=True,
             )
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{name}: not a readable parquet file ({redacted(str(error))})") from None
-    except OSError as error:
-        if error.errno is not None:
+    except (pyarrow.ArrowException, OSError) as error:
+        if _of_the_machine(error):
             raise
         raise DataError(f"{name}: not a readable parquet file ({redacted(str(error))})") from None
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Whether it is a fault of a disk or a name, not of what the file holds: Arrow tells damage as OSError too, without a number."""
+    return isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is not None)
 
 
 class _Column:

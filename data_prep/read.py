@@ -13,7 +13,7 @@ from data_prep.aligned import read_aligned
 from data_prep.catalogues import BadCatalogue, read_catalogue
 from data_prep.items import EMPTY, BadDocument, Document, Dropped, FileRange, Item, Part
 from data_prep.jsonl import read_jsonl
-from data_prep.rows import pair_of, text_of, too_long
+from data_prep.rows import Made, pair_of, text_of, too_long
 from data_prep.streams import Damaged, is_compressed, open_part
 from pretrain.data.corpus_settings import CorpusSettings
 from pretrain.data.prepare_settings import PrepareSettings
@@ -46,22 +46,24 @@ def read_range(files: FileRange, corpus: CorpusSettings, prepare: PrepareSetting
 
 
 def _read_text(part: Part, corpus: CorpusSettings, prepare: PrepareSettings) -> Iterator[Item]:
-    longest, compressed = prepare.max_document_bytes, is_compressed(part.path)
-    if part.size > longest and not compressed:
-        yield BadDocument(part.name, None, too_long(part.size, longest))
-        return
+    made = _text_of_file(part, prepare.max_document_bytes)
+    yield BadDocument(part.name, None, made) if isinstance(made, str) else made
+
+
+def _text_of_file(part: Part, longest: int) -> Made:
+    if part.size > longest and not is_compressed(part.path):
+        return too_long(part.size, longest)
     try:
         with open_part(part) as file:
             content = file.read(longest + 1)
-            text = content.decode()
     except Damaged as error:
-        yield BadDocument(part.name, None, str(error))
+        return str(error)
+    if len(content) > longest:
+        return f"more than {longest:,} bytes, over max_document_bytes"
+    try:
+        return text_of(content.decode(), longest)
     except UnicodeDecodeError as error:
-        yield BadDocument(part.name, None, f"not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}")
-    else:
-        long = f"more than {longest:,} bytes inflated, over max_document_bytes" if len(content) > longest else None
-        made = long or text_of(text, longest)
-        yield BadDocument(part.name, None, made) if isinstance(made, str) else made
+        return f"not UTF-8: byte {error.start} is 0x{content[error.start]:02x}"
 
 
 def _read_catalogue(part: Part, corpus: CorpusSettings, prepare: PrepareSettings) -> Iterator[Item]:

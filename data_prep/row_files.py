@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow
 from pyarrow.parquet import ParquetWriter
 
+from pretrain.errors import DataError
 from pretrain.files import hash_file, sync_folder, told_as_storage_error
 
 GROUP_BYTES = 8 << 20
@@ -78,9 +79,10 @@ def _write(tables: Iterable[pyarrow.Table], folder: Path) -> None:
                 path, number = folder / f"{number:06d}.parquet", number + 1
                 writer = ParquetWriter(path, group.schema, compression="zstd", write_page_checksum=True)
             writer.write_table(group, row_group_size=max(group.num_rows, 1))
+    except pyarrow.ArrowException as error:
+        raise DataError(f"the data set's rows do not all have the types of the first ones: {error}") from None
     finally:
-        if writer is not None:
-            writer.close()
+        _finish(writer)
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -105,10 +107,17 @@ def _groups(tables: Iterable[pyarrow.Table]) -> Iterator[pyarrow.Table]:
         yield pyarrow.concat_tables(pending)
 
 
+def _without_null_type(schema: pyarrow.Schema) -> pyarrow.Schema:
+    """Columns that are empty in the first table are taken for text."""
+    null = pyarrow.types.is_null
+    return pyarrow.schema([field.with_type(pyarrow.string()) if null(field.type) else field for field in schema])
+
+
 def _slices(tables: Iterable[pyarrow.Table]) -> Iterator[pyarrow.Table]:
     rest: pyarrow.Table | None = None
     for table in tables:
-        whole = table if rest is None or not rest.num_rows else pyarrow.concat_tables([rest, table.cast(rest.schema)])
+        table = table.cast(_without_null_type(table.schema) if rest is None else rest.schema)
+        whole = table if rest is None else pyarrow.concat_tables([rest, table])
         full = whole.num_rows - whole.num_rows % SLICE_ROWS
         yield from (whole.slice(at, SLICE_ROWS).combine_chunks() for at in range(0, full, SLICE_ROWS))
         rest = whole.slice(full)

@@ -19,6 +19,8 @@ PIECE_BYTES = 8 << 10
 """Compressed bytes that are inflated at once."""
 INFLATED_BYTES = 1 << 20
 """Most bytes of one step of gzip: a piece of zeros inflates a thousandfold."""
+ZSTD_STEP_BYTES, ZSTD_SMALLEST_STEP_BYTES = 512, 16
+"""zstandard's library has no bound for what a step gives: steps are small, and smaller where much comes out of them."""
 BUFFER_BYTES = 256 << 10
 REPLAY_BYTES = 16
 _KIND = {".gz": "gzip", ".zst": "zstd"}
@@ -118,19 +120,22 @@ class _Zstandard:
     def __init__(self) -> None:
         self._member = zstandard.ZstdDecompressor().decompressobj()
         self.within = False
+        self._step = ZSTD_STEP_BYTES
 
     def inflate(self, piece: bytes) -> Iterator[bytes]:
         """See _Codec."""
         while piece:
             if not self.within:
                 self._member, self.within = zstandard.ZstdDecompressor().decompressobj(), True
+            step, piece = piece[: self._step], piece[self._step :]
             try:
-                yield self._member.decompress(piece)
+                block = self._member.decompress(step)
             except zstandard.ZstdError as error:
                 raise Damaged(_plain(error)) from None
-            piece = b""
+            self._step = ZSTD_SMALLEST_STEP_BYTES if len(block) > INFLATED_BYTES // 4 else ZSTD_STEP_BYTES
+            yield block
             if self._member.eof:
-                piece, self.within = self._member.unused_data, False
+                piece, self.within = self._member.unused_data + piece, False
 
 
 def _plain(error: Exception) -> str:

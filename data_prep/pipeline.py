@@ -34,10 +34,10 @@ from data_prep.folder import (
     remove_leftovers,
     write_quarantine,
 )
+from data_prep.items import FileRange
 from data_prep.plan import plan_ranges
 from data_prep.progress import Phases
 from data_prep.ray_tasks import RayTasks
-from data_prep.read import FileRange
 from data_prep.report import PrepareReport
 from data_prep.shard import Ledger, Scan, ShardResult, ShardTask, scan_key, scan_range, shard_range, texts_of
 from data_prep.tokenize import read_tokenizer, special_tokens, token_byte_lengths, train_tokenizer, vocabulary_size

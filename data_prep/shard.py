@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from tokenizers import Tokenizer
 
 from data_prep.dedup import TRAIN, VALIDATION, as_keys, document_keys, pair_keys
 from data_prep.items import BadDocument, Document, FileRange
@@ -192,10 +191,9 @@ def shard_range(task: ShardTask) -> ShardResult:
         DataError: a file changed since it was scanned.
         StorageError: a full disk, or a folder that cannot be written.
     """
-    encoder = Encoder(Tokenizer.from_file(str(task.folder / TOKENIZER_NAME)))
-    documents = [
-        item for item in read_range(task.files, task.prepare.sources[task.files.source], task.prepare) if isinstance(item, Document)
-    ]
+    settings = task.prepare.tokenizer
+    encoder = Encoder(task.folder / TOKENIZER_NAME, settings.engine, settings.audit_fraction)
+    documents = [item for item in read_range(task.files, task.prepare.sources[task.files.source], task.prepare) if isinstance(item, Document)]
     content = ContentHash()
     for document in documents:
         content.add(document)

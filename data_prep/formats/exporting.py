@@ -57,7 +57,7 @@ def token_blocks(shards: TokenShards) -> Iterator[np.ndarray]:
 
 def document_lengths(shards: TokenShards) -> Iterator[np.ndarray]:
     """(N,) int64 tokens of each document, shard after shard; none is empty."""
-    for index in range(len(shards.manifest.splits[shards.split].shards)):
+    for index in range(shards.num_shards):
         lengths = shards.shard(index).lengths()
         if len(lengths):
             yield lengths.astype(np.int64)

@@ -31,6 +31,7 @@ from pretrain.data.manifest import (
     Split,
     SplitRecord,
     token_dtype,
+    write_manifest,
 )
 from pretrain.data.token_shards import Origin
 from pretrain.errors import ConfigError, DataError
@@ -208,7 +209,9 @@ class _Import:
 
     def finish(self, held_out: float, corpus: dict[str, Any]) -> Manifest:
         """Writes the manifest. Raises DataError where a split that was asked for has no document."""
-        records = {split: SplitRecord(tuple(writer.records)) for split, writer in self._writers.items()}
+        records: dict[Split, SplitRecord] = {
+            split: SplitRecord.of(writer.records) for split, writer in self._writers.items()
+        }
         manifest = Manifest(
             kind="text",
             vocab_size=self.known.vocab_size,
@@ -223,7 +226,7 @@ class _Import:
                 f"{self.folder}: {counts['train']:,} documents for train and {counts['validation']:,} for validation at a "
                 f"held-out share of {held_out}; choose another share, or name files for validation"
             )
-        write_atomically(self.folder / MANIFEST_NAME, manifest.to_json())
+        write_manifest(self.folder, manifest)
         return manifest
 
 
@@ -286,7 +289,7 @@ def _with_ends(tokens: np.ndarray, lengths: np.ndarray, end_of_text: int) -> tup
 
 def _held_out(tokens: np.ndarray, lengths: np.ndarray, share: float) -> np.ndarray:
     """(N,) bool: documents whose hash is below the share. Hashed as uint32, whatever their type is in the file."""
-    content = memoryview(tokens.astype("<u4").view(np.uint8))
+    content = tokens.astype("<u4").tobytes()
     ends = (4 * np.cumsum(lengths)).tolist()
     hashes = [xxhash.xxh3_64_intdigest(content[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     return np.array(hashes, dtype=np.uint64) < np.uint64(int(share * 2**64))

@@ -18,7 +18,6 @@ from data_prep.tokenize import SPECIAL_TOKENS, read_tokenizer, special_tokens, t
 from pretrain.data.manifest import END_OF_TEXT, SpecialTokens
 from pretrain.errors import DataError
 
-
 SHOWN_NAMES = 8
 
 

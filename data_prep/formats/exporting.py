@@ -51,16 +51,20 @@ def opened(folder: str | Path, split: Split) -> TokenShards:
 
 def token_blocks(shards: TokenShards) -> Iterator[np.ndarray]:
     """The stream in blocks, checked. Raises DataError for damage."""
-    for start in range(0, shards.num_tokens, BATCH_TOKENS):
-        yield shards.read(start, min(start + BATCH_TOKENS, shards.num_tokens))
+    for index in range(shards.num_shards):
+        total = shards.shard(index).layout.tokens
+        for start in range(0, total, BATCH_TOKENS):
+            yield shards.shard(index).read(start, min(start + BATCH_TOKENS, total))
+        shards.let_go(index)
 
 
 def document_lengths(shards: TokenShards) -> Iterator[np.ndarray]:
     """(N,) int64 tokens of each document, shard after shard; none is empty."""
     for index in range(shards.num_shards):
-        lengths = shards.shard(index).lengths()
+        lengths = shards.shard(index).lengths().astype(np.int64)
+        shards.let_go(index)
         if len(lengths):
-            yield lengths.astype(np.int64)
+            yield lengths
 
 
 def check_sizes(shards: TokenShards, most: int, what: str) -> None:

@@ -10,7 +10,7 @@ needs no memory. Cost: a hash a document, about a microsecond; nothing where the
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +63,23 @@ class ImportReport:
         """Plain values, for JSON."""
         return {**asdict(self), "folder": str(self.folder)}
 
+    @classmethod
+    def of(
+        cls, name: str, folder: Path, files: int, manifest: Manifest, notes: tuple[str, ...], started: float
+    ) -> "ImportReport":
+        """The report on a finished folder; `started` is of time.monotonic."""
+        return cls(
+            name,
+            folder,
+            files,
+            {split: manifest.splits[split].tokens for split in SPLITS},
+            {split: manifest.splits[split].documents for split in SPLITS},
+            manifest.corpus["empty"],
+            manifest.vocab_size,
+            notes,
+            time.monotonic() - started,
+        )
+
     def lines(self) -> list[str]:
         """The report for people."""
         counts = ", ".join(f"{self.tokens[split]:,} tokens of {split}" for split in SPLITS)
@@ -92,33 +109,22 @@ def import_files(
     Raises ConfigError for arguments that make no sense, DataError for damaged or unfitting files, StorageError.
     """
     started = time.monotonic()
-    held_out, validation_files = _validation(validation)
+    held_out, validation_files = held_out_of(validation)
     check_arguments(files, validation_files, document_end, shard_tokens)
     known = read_imported_tokenizer(tokenizer, end_of_text)
     for file in [*files, *validation_files]:
         opener(file)
     with locked(folder):
-        clear(folder)
-        write_atomically(folder / OPEN, "{}\n")
-        write_atomically(folder / TOKENIZER_NAME, known.content)
-        write_atomically(folder / TOKEN_BYTES_NAME, known.token_bytes.tobytes())
+        begin_folder(folder, known)
         work = _Import(folder, known, document_end, end_of_text, shard_tokens)
         for file in files:
             work.copy(opener(file), held_out, "train")
         for file in validation_files:
             work.copy(opener(file), 0.0, "validation")
-        manifest = work.finish(held_out, {"format": format_name, "document_end": document_end})
-        (folder / OPEN).unlink()
-    return ImportReport(
-        format_name,
-        folder,
-        len(files) + len(validation_files),
-        {split: manifest.splits[split].tokens for split in SPLITS},
-        {split: manifest.splits[split].documents for split in SPLITS},
-        work.empty,
-        known.vocab_size,
-        tuple(work.notes),
-        time.monotonic() - started,
+        corpus = {"format": format_name, "document_end": document_end, "empty": work.empty}
+        manifest = finish_folder(folder, known, work.writers, held_out, corpus)
+    return ImportReport.of(
+        format_name, folder, len(files) + len(validation_files), manifest, tuple(work.notes), started
     )
 
 
@@ -141,8 +147,11 @@ def check_arguments(
         raise ConfigError(f"import: shard_tokens is {shard_tokens}, it must be 1 or more")
 
 
-def clear(folder: Path) -> None:
-    """Empties a folder that an import was stopped in. Raises DataError where it holds anything else."""
+def begin_folder(folder: Path, known: ImportedTokenizer) -> None:
+    """Empties a folder that an import was stopped in, and writes the tokenizer.
+
+    Raises DataError where the folder holds anything else, StorageError.
+    """
     if (folder / MANIFEST_NAME).exists():
         raise DataError(f"{folder}: holds a finished data folder; name another one, or delete it")
     strangers = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK_NAME)
@@ -151,9 +160,43 @@ def clear(folder: Path) -> None:
     for split in SPLITS:
         for shard in (folder / split).glob("*.tokens*"):
             shard.unlink()
+    write_atomically(folder / OPEN, "{}\n")
+    write_atomically(folder / TOKENIZER_NAME, known.content)
+    write_atomically(folder / TOKEN_BYTES_NAME, known.token_bytes.tobytes())
 
 
-def _validation(validation: float | Sequence[Path]) -> tuple[float, Sequence[Path]]:
+def finish_folder(
+    folder: Path,
+    known: ImportedTokenizer,
+    writers: Mapping[Split, SplitWriter],
+    held_out: float,
+    corpus: Mapping[str, Any],
+    roots: Sequence[str] = (),
+) -> Manifest:
+    """Writes the manifest. Raises DataError where a split that was asked for has no document, StorageError."""
+    splits: dict[Split, SplitRecord] = {split: SplitRecord.of(writers[split].records) for split in SPLITS}
+    counts = {split: splits[split].documents for split in SPLITS}
+    if counts["train"] == 0 or (held_out > 0 and counts["validation"] == 0):
+        raise DataError(
+            f"{folder}: {counts['train']:,} documents for train and {counts['validation']:,} for validation at a "
+            f"held-out share of {held_out}; choose another share, or name files for validation"
+        )
+    manifest = Manifest(
+        kind="text",
+        vocab_size=known.vocab_size,
+        tokenizer_hash=hash_bytes(known.content.encode()),
+        special=known.special,
+        splits=splits,
+        corpus={**corpus, "documents": sum(counts.values())},
+        roots=tuple(roots),
+    )
+    write_manifest(folder, manifest)
+    (folder / OPEN).unlink()
+    return manifest
+
+
+def held_out_of(validation: float | Sequence[Path]) -> tuple[float, Sequence[Path]]:
+    """The share of documents to hold out, and the files. Raises ConfigError."""
     if not isinstance(validation, int | float):
         return 0.0, validation
     if not 0 <= validation < 1:
@@ -176,14 +219,14 @@ class _Import:
         self._tokenizer_hash = hash_bytes(known.content.encode())
         self._config_hash = hash_bytes(f"import/{document_end}/{shard_tokens}".encode())
         self._files = 0
-        self._writers: dict[Split, SplitWriter] = {
-            split: SplitWriter(folder, split, self.dtype, known.token_bytes, shard_tokens) for split in SPLITS
+        self.writers: dict[Split, SplitWriter] = {
+            split: SplitWriter(folder, split, known.token_bytes, shard_tokens) for split in SPLITS
         }
 
     def copy(self, file: TokenFile, held_out: float, split: Split) -> None:
         """Copies a file's documents to a split, the held-out share of them to validation."""
         source = hash_file(file.index)
-        for writer in self._writers.values():
+        for writer in self.writers.values():
             writer.begin(self._files, Origin(source, self._tokenizer_hash, self._config_hash))
         for batch in file.batches():
             check_batch(file, batch, self.known, self.document_end, self.end_of_text)
@@ -193,41 +236,19 @@ class _Import:
             if self.document_end == "append":
                 tokens, lengths = _with_ends(tokens, lengths, self.known.special.end_of_text)
             self._add(tokens, lengths, held_out, split)
-        for writer in self._writers.values():
+        for writer in self.writers.values():
             writer.flush()
         self.notes += file.notes
         self._files += 1
 
     def _add(self, tokens: np.ndarray, lengths: np.ndarray, held_out: float, split: Split) -> None:
         if held_out == 0:
-            self._writers[split].add(tokens, lengths)
+            self.writers[split].add(tokens, lengths)
             return
         aside = _held_out(tokens, lengths, held_out)
         of_tokens = np.repeat(aside, lengths)
-        self._writers[split].add(tokens[~of_tokens], lengths[~aside])
-        self._writers["validation"].add(tokens[of_tokens], lengths[aside])
-
-    def finish(self, held_out: float, corpus: dict[str, Any]) -> Manifest:
-        """Writes the manifest. Raises DataError where a split that was asked for has no document."""
-        records: dict[Split, SplitRecord] = {
-            split: SplitRecord.of(writer.records) for split, writer in self._writers.items()
-        }
-        manifest = Manifest(
-            kind="text",
-            vocab_size=self.known.vocab_size,
-            tokenizer_hash=self._tokenizer_hash,
-            special=self.known.special,
-            splits=records,
-            corpus={**corpus, "documents": sum(record.documents for record in records.values()), "empty": self.empty},
-        )
-        counts = {split: records[split].documents for split in SPLITS}
-        if counts["train"] == 0 or (held_out > 0 and counts["validation"] == 0):
-            raise DataError(
-                f"{self.folder}: {counts['train']:,} documents for train and {counts['validation']:,} for validation at a "
-                f"held-out share of {held_out}; choose another share, or name files for validation"
-            )
-        write_manifest(self.folder, manifest)
-        return manifest
+        self.writers[split].add(tokens[~of_tokens], lengths[~aside])
+        self.writers["validation"].add(tokens[of_tokens], lengths[aside])
 
 
 def check_batch(

@@ -1,9 +1,11 @@
 """Shards of one split, filled with documents that come in batches."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from pretrain.data.linked_shard import LINK_SUFFIX, Target, write_link
 from pretrain.data.manifest import ShardRecord, Split
 from pretrain.data.token_shards import Origin, write_shard
 
@@ -11,11 +13,10 @@ from pretrain.data.token_shards import Origin, write_shard
 class SplitWriter:
     """Cuts a stream of documents into shards of at most `shard_tokens`; a longer document makes one alone."""
 
-    def __init__(self, folder: Path, split: Split, dtype: np.dtype, token_bytes: np.ndarray, shard_tokens: int) -> None:
+    def __init__(self, folder: Path, split: Split, token_bytes: np.ndarray, shard_tokens: int) -> None:
         self.records: list[ShardRecord] = []
         self._folder = folder
         self._split: Split = split
-        self._dtype = dtype
         self._token_bytes = token_bytes
         self._shard_tokens = shard_tokens
         self._tokens: list[np.ndarray] = []
@@ -28,7 +29,7 @@ class SplitWriter:
         self._file, self._origin, self._number = file, origin, 0
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        """Takes documents: (T,) tokens of the split's type, (N,) lengths above 0. Raises StorageError."""
+        """Takes documents: (T,) tokens as they are stored, (N,) lengths above 0. Raises StorageError."""
         while len(lengths):
             ends = np.cumsum(lengths)
             count = int(ends.searchsorted(self._shard_tokens - self._held, side="right"))
@@ -47,15 +48,26 @@ class SplitWriter:
         """Writes what is held as a shard. Raises StorageError."""
         if not self._tokens:
             return
-        tokens = np.concatenate(self._tokens).astype(self._dtype, copy=False)
-        record = write_shard(
-            self._folder,
-            f"{self._split}/{self._file:06d}-{self._number:03d}.tokens",
-            tokens,
-            np.concatenate(self._lengths),
-            text_bytes=int(self._token_bytes[tokens].sum(dtype=np.int64)),
-            origin=self._origin,
-        )
-        self.records.append(record)
+        tokens = np.concatenate(self._tokens)
+        text_bytes = int(self._token_bytes[tokens].sum(dtype=np.int64))
+        name = f"{self._split}/{self._file:06d}-{self._number:03d}"
+        self.records.append(self._write(name, tokens, np.concatenate(self._lengths), text_bytes))
         self._tokens, self._lengths, self._held = [], [], 0
         self._number += 1
+
+    def _write(self, name: str, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int) -> ShardRecord:
+        file = f"{name}.tokens"
+        return write_shard(self._folder, file, tokens, lengths, text_bytes=text_bytes, origin=self._origin)
+
+
+class LinkWriter(SplitWriter):
+    """Describes shards whose tokens stay where they are."""
+
+    def point_to(self, target: Target) -> None:
+        """The next documents are the ones that begin at this place of this file."""
+        self._target = target
+
+    def _write(self, name: str, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int) -> ShardRecord:
+        target, file = self._target, f"{name}{LINK_SUFFIX}"
+        self._target = replace(target, first_byte=target.first_byte + tokens.nbytes)
+        return write_link(self._folder, file, target, tokens, lengths, text_bytes=text_bytes, origin=self._origin)

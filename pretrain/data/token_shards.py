@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain.data.linked_shard import LINK_SUFFIX as LINK_SUFFIX
+from pretrain.data.linked_shard import LinkedShard as LinkedShard
 from pretrain.data.manifest import END_OF_TEXT as END_OF_TEXT
 from pretrain.data.manifest import MANIFEST_FORMAT as MANIFEST_FORMAT
 from pretrain.data.manifest import MANIFEST_NAME as MANIFEST_NAME
@@ -191,9 +193,17 @@ class TokenShards:
             self._open.move_to_end(index)
         return shard
 
+    def let_go(self, index: int) -> None:
+        """Unmaps a shard, for a pass over all of them: a mapped page that was read counts as memory of the process."""
+        self._open.pop(index, None)
+
     def _map_shard(self, index: int) -> TokenShard:
         record = self._records.shard(index)
-        shard = TokenShard(shard_path(self.folder, record), self._verify, self._verified.get(index))
+        path, verified = shard_path(self.folder, record), self._verified.get(index)
+        if record.file.endswith(LINK_SUFFIX):
+            shard = LinkedShard(path, self.manifest.roots, self._verify, verified)
+        else:
+            shard = TokenShard(path, self._verify, verified)
         self._verified[index] = shard.verified
         if shard.origin.tokenizer != self.manifest.tokenizer_hash:
             raise DataError(

@@ -174,7 +174,9 @@ def scan_range(files: FileRange, prepare: PrepareSettings) -> Scan:
 
 def texts_of(files: FileRange, prepare: PrepareSettings, wanted: np.ndarray) -> Iterator[str]:
     """Texts (both sides of pairs) of the documents of a range that are wanted, (N,) bool."""
-    documents = (item for item in read_range(files, prepare.sources[files.source], prepare) if isinstance(item, Document))
+    documents = (
+        item for item in read_range(files, prepare.sources[files.source], prepare) if isinstance(item, Document)
+    )
     for document, take in zip(documents, wanted.tolist(), strict=False):
         if take:
             yield from document.sides
@@ -193,7 +195,11 @@ def shard_range(task: ShardTask) -> ShardResult:
     """
     settings = task.prepare.tokenizer
     encoder = Encoder(task.folder / TOKENIZER_NAME, settings.engine, settings.audit_fraction)
-    documents = [item for item in read_range(task.files, task.prepare.sources[task.files.source], task.prepare) if isinstance(item, Document)]
+    documents = [
+        item
+        for item in read_range(task.files, task.prepare.sources[task.files.source], task.prepare)
+        if isinstance(item, Document)
+    ]
     content = ContentHash()
     for document in documents:
         content.add(document)

@@ -22,7 +22,7 @@ from pretrain.data.inspection import (
 )
 from pretrain.data.manifest import SPLITS, Manifest, read_manifest
 from pretrain.data.shard_file import TokenShard
-from pretrain.errors import CheckFailed, DataError
+from pretrain.errors import CheckFailed, ConfigError, DataError
 
 if TYPE_CHECKING:
     from pretrain.data.tokenizer import Tokenizer
@@ -63,6 +63,35 @@ def verify(arguments: Namespace) -> None:
         raise CheckFailed("\n  ".join([f"{folder}: {len(damage)} of its files are damaged or missing:", *shown]))
     state = "" if manifest.complete else "; it is still growing"
     console.print(f"{folder}: {shards:,} shards, {total / 1e6:,.1f} MB, every block matches its checksum{state}")
+
+
+def import_files(arguments: Namespace) -> None:
+    """`pretrain data import`."""
+    from data_prep.formats.datatrove import import_datatrove
+    from data_prep.formats.linking import link_megatron
+    from data_prep.formats.megatron import import_megatron
+
+    given = (arguments.files, arguments.out, arguments.tokenizer)
+    common = {"end_of_text": arguments.end_of_text, "validation": arguments.validation}
+    if arguments.tokens == "link":
+        if arguments.format != "megatron" or arguments.document_end != "present":
+            raise ConfigError(
+                "--tokens link reads Megatron's files as they are: --format megatron --document-end present"
+            )
+        report = link_megatron(*given, **common)
+    else:
+        take = import_megatron if arguments.format == "megatron" else import_datatrove
+        report = take(*given, document_end=arguments.document_end, **common)
+    print("\n".join(report.lines()))
+
+
+def export_files(arguments: Namespace) -> None:
+    """`pretrain data export`."""
+    from data_prep.formats.datatrove import export_datatrove
+    from data_prep.formats.megatron import export_megatron
+
+    export = export_megatron if arguments.format == "megatron" else export_datatrove
+    print("\n".join(export(Path(arguments.folder).expanduser(), arguments.split, arguments.out).lines()))
 
 
 def _inspect_folder(folder: Path, samples: int, seed: int, console: Console) -> None:

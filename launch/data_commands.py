@@ -20,6 +20,7 @@ from pretrain.data.inspection import (
     draw_from_shard,
     lengths_of,
 )
+from pretrain.data.linked_shard import LINK_SUFFIX, LinkedShard
 from pretrain.data.manifest import SPLITS, Manifest, read_manifest
 from pretrain.data.shard_file import TokenShard
 from pretrain.errors import CheckFailed, ConfigError, DataError
@@ -113,7 +114,7 @@ def _inspect_folder(folder: Path, samples: int, seed: int, console: Console) -> 
 
 
 def _inspect_shard(path: Path, samples: int, seed: int, console: Console) -> None:
-    shard = TokenShard(path, "read")
+    shard = _shard(path)
     layout, origin = shard.layout, shard.origin
     console.print(
         f"{path}: {layout.tokens:,} tokens of {8 * layout.token_bytes} bits, {layout.documents:,} "
@@ -129,6 +130,15 @@ def _inspect_shard(path: Path, samples: int, seed: int, console: Console) -> Non
         )
     manifest = None if folder is None else read_manifest(folder)
     _print_documents(drawn, manifest, None if folder is None else _tokenizer(folder), console)
+
+
+def _shard(path: Path) -> TokenShard:
+    if not path.name.endswith(LINK_SUFFIX):
+        return TokenShard(path, "read")
+    folder = data_folder_of(path)
+    if folder is None:
+        raise DataError(f"{path}: its data folder is not above it, whose manifest says where the tokens lie")
+    return LinkedShard(path, read_manifest(folder).roots, "read")
 
 
 def _tokenizer(folder: Path) -> "Tokenizer":

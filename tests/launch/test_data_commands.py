@@ -99,7 +99,7 @@ def test_what_is_exported_is_imported_again(folder: Path, command: Command, tmp_
     if tokens == "link":
         np.testing.assert_array_equal(back[0].read(0, back[0].num_tokens), before.read(0, back[0].num_tokens))
     assert command("data", "verify", tmp_path / "back")[0] == 0
-    assert command("data", "inspect", tmp_path / "back")[0] == 0
+    assert command("data", "inspect", tmp_path / "back", next((tmp_path / "back" / "train").iterdir()))[0] == 0
 
 
 def test_a_link_of_another_format_is_refused(command: Command) -> None:

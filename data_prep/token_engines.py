@@ -72,7 +72,11 @@ class HuggingFace:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As Engine."""
-        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError:  # of a lone surrogate, as a complaint about the argument's type
+            _ = [text.encode() for text in texts]
+            raise
         return [np.array(item.ids, dtype=np.uint32) for item in encoded]
 
 
@@ -191,7 +195,8 @@ def _ranks(tree: dict[str, Any]) -> tuple[dict[bytes, int], list[int]]:
 class CodePoints:
     """Which code points two engines put into different classes, found by asking both, once for each.
 
-    They are asked with a vocabulary in which any byte merges with any of a few neighbours, so that the ids show where words end.
+    They are asked with a vocabulary in which any byte merges with any of a few neighbours, so that the ids show where words
+    end. Raises Unfit where they disagree on ASCII.
     """
 
     UNKNOWN, AGREED, DISPUTED = 0, 1, 2
@@ -207,10 +212,12 @@ class CodePoints:
         self._both = (HuggingFace(content), make(content))
         self._state = np.zeros(CODE_POINTS, dtype=np.uint8)
         self._learn(np.arange(0x250))
+        if (self._state[:128] != self.AGREED).any():
+            raise Unfit("disagrees with Hugging Face's tokenizers on ASCII")
 
     def agreed(self, text: str) -> bool:
         """Whether the engines agree on each code point of a text."""
-        if text.isascii() and self._ascii:
+        if text.isascii():
             return True
         points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
         state = self._state[points]
@@ -224,7 +231,6 @@ class CodePoints:
         right, given = (engine.encode(texts) for engine in self._both)
         same = [np.array_equal(a, b) for a, b in zip(right, given, strict=True)]
         self._state[points] = np.where(same, self.AGREED, self.DISPUTED)
-        self._ascii = bool((self._state[:128] == self.AGREED).all())
 
 
 def _around(c: str) -> str:

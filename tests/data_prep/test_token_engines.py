@@ -64,6 +64,15 @@ def test_texts_with_disputed_code_points_would_differ_but_for_the_guard(content:
     assert differing(content, "gigatoken", disputed) == []
 
 
+def test_gigatoken_made_anew_for_its_memory_gives_the_same_ids(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_engines, "RENEWED_AFTER", 1000)
+    engine, texts = Gigatoken(small), unseen_text(100_000)
+    before = engine._tokenizer
+    again = [engine.encode([text])[0] for text in texts]
+    assert engine._tokenizer is not before
+    assert all(np.array_equal(a, b) for a, b in zip(again, HuggingFace(small).encode(texts), strict=True))
+
+
 def test_the_share_of_the_config_is_that_of_an_encoder() -> None:
     assert TokenizerSettings().audit_fraction == AUDIT_FRACTION
 

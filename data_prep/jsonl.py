@@ -57,15 +57,11 @@ def row_of_line(line: bytes, longest: int, make: Callable[[Any], Made]) -> Made:
     """What a line holds."""
     if len(line) > longest:
         return f"a line of more than {longest:,} bytes"
+    line = line.removeprefix(_BYTE_ORDER_MARK)
     try:
-        row = orjson.loads(line)
+        return make(orjson.loads(line))
     except orjson.JSONDecodeError as error:
-        if not line.strip():
-            return DROPPED_EMPTY
-        if line.startswith(_BYTE_ORDER_MARK):
-            return row_of_line(line.removeprefix(_BYTE_ORDER_MARK), longest, make)
-        return _why_no_json(line, error)
-    return make(row)
+        return _why_no_json(line, error) if line.strip() else DROPPED_EMPTY
 
 
 def _why_no_json(line: bytes, error: orjson.JSONDecodeError) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data_prep import jsonl
+from data_prep import jsonl, streams
 from data_prep.items import BadDocument, Document, Dropped
 from data_prep.plan import plan_ranges
 from tests.data_prep.corpora import write_jsonl
@@ -117,6 +117,24 @@ def test_a_large_file_is_streamed(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3_000_000
+
+
+def test_an_endless_line_is_not_read_again_by_every_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"[" + b"1," * 2_000_000 + b'1]\n{"text": "end"}\n')
+    corpus = corpus_of("jsonl", path)
+    ranges, taken = plan_ranges(corpus, tmp_path, 40_000), []
+    skip = streams.skip_line
+
+    def counted(*arguments: Any) -> int:
+        taken.append(skip(*arguments))
+        return taken[-1]
+
+    monkeypatch.setattr(streams, "skip_line", counted)
+    monkeypatch.setattr(jsonl, "skip_line", counted)
+    found = read_ranges(ranges, corpus, max_document_bytes=1000)
+    assert texts(found) == ["end"] and bad(found) == [(1, "a line of more than 8,000 bytes")]
+    assert len(ranges) > 90 and sum(taken) < 1.1 * path.stat().st_size
 
 
 def test_the_same_files_in_another_order_of_listing_give_the_same_plan(

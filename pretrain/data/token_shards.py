@@ -73,6 +73,7 @@ class TokenShards:
         self.manifest = manifest
         self.split: Split = split
         self._verify: Verify = verify
+        self._source = source
         self._records = manifest.splits[split] if source is None else manifest.source(split, source)
         # Prefix sums as int64: 10T tokens and more than 2^32 documents fit.
         self._token_starts = np.concatenate([[0], np.cumsum(self._records.column("tokens"))])
@@ -125,6 +126,31 @@ class TokenShards:
                 yield self.shard(index).read(start - offset, stop - offset)
             else:
                 yield self.read(start, stop)
+
+    def gather(self, starts: np.ndarray, out: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Copies the tokens from each of the (N,) starts on into the rows of `out` (M, L) that `rows` (N,) names.
+
+        Returns (N,) how many each got: L, or fewer at the end of the stream. Raises DataError for damage.
+        """
+        length, total = out.shape[1], self.num_tokens
+        counts = np.minimum(total - starts, length)
+        indices = self._token_starts.searchsorted(starts, side="right") - 1
+        firsts = (starts - self._token_starts[indices]).tolist()
+        whole = (starts + counts <= self._token_starts[indices + 1]).tolist()
+        for row, index, first, count, is_whole, start in zip(
+            rows.tolist(), indices.tolist(), firsts, counts.tolist(), whole, starts.tolist(), strict=True
+        ):
+            if is_whole:
+                out[row, :count] = self.shard(index).read(first, first + count)
+            else:
+                out[row, :count] = self.read(start, start + count)
+        return counts
+
+    def grown(self, manifest: Manifest) -> "TokenShards":
+        """The stream after its source got more shards behind those that it had; what is open and checked stays so."""
+        grown = TokenShards(self.folder, manifest, self.split, self._verify, self._source)
+        grown._open, grown._verified = self._open, self._verified
+        return grown
 
     def document_at(self, token: int) -> int:
         """The document of the stream that a token belongs to."""

@@ -13,7 +13,7 @@ and told. Alternative not taken: sorting by length, which makes batches of one k
 Cost: 12 bytes of memory a pair.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,8 @@ from pretrain.data.settings import DataSettings
 from pretrain.data.token_shards import TokenShards
 from pretrain.errors import DataError
 
+Allocator = Callable[[tuple[int, ...]], np.ndarray]
+"""Makes an int64 array of a shape."""
 TARGET_FIELDS, SOURCE_FIELDS = ("tokens", "positions", "documents"), ("source_tokens", "source_documents")
 
 
@@ -35,13 +37,13 @@ class Rows:
     labels: np.ndarray
 
     @classmethod
-    def empty(cls, rows: int, widths: Mapping[str, int], sequence_length: int) -> "Rows":
-        """Unfilled rows of the given widths."""
-        fields: dict[str, np.ndarray] = {}
-        for name, width in widths.items():
-            fields[name] = np.empty((rows, width), dtype=np.int64)
-        fields["sample"] = np.empty(rows, dtype=np.int64)
-        return cls(fields, np.empty((rows, sequence_length), dtype=np.int64))
+    def empty(
+        cls, rows: int, widths: Mapping[str, int], sequence_length: int, allocate: "Allocator | None" = None
+    ) -> "Rows":
+        """Unfilled rows of the given widths; `allocate` makes the arrays."""
+        make: Allocator = allocate or (lambda shape: np.empty(shape, dtype=np.int64))
+        fields = {name: make((rows, width)) for name, width in widths.items()}
+        return cls({**fields, "sample": make((rows,))}, make((rows, sequence_length)))
 
     def part(self, start: int, stop: int) -> "Rows":
         """Views of some of the rows."""
@@ -111,9 +113,7 @@ class CausalWindows:
 
     notes: tuple[str, ...] = ()
 
-    def __init__(
-        self, streams: TokenShards | Sequence[TokenShards], sequence_length: int, document_mask: str
-    ) -> None:
+    def __init__(self, streams: TokenShards | Sequence[TokenShards], sequence_length: int, document_mask: str) -> None:
         self.streams = (streams,) if isinstance(streams, TokenShards) else tuple(streams)
         self._isolate = document_mask == "isolate"
         self._count = np.arange(sequence_length, dtype=np.int64)
@@ -163,9 +163,7 @@ class CausalWindows:
                 rows.labels[row : row + 1, filled:],
             ).clear(self.padding)
 
-    def _gather(
-        self, samples: np.ndarray, sources: np.ndarray | None, stored: np.ndarray
-    ) -> list[tuple[int, int]]:
+    def _gather(self, samples: np.ndarray, sources: np.ndarray | None, stored: np.ndarray) -> list[tuple[int, int]]:
         """Copies windows (N, S + 1) as they are stored; returns rows that got fewer targets than S, and how many."""
         found = []
         for number, stream in enumerate(self.streams):
@@ -182,14 +180,17 @@ class CausalWindows:
         """Numbers the documents of each row, restarts positions, and takes away the targets that cross from one to the next."""
         count, length = len(stored), self.sequence_length
         # No text holds this id, and every document ends with it.
-        ends = np.flatnonzero(stored[:, :-1] == self._end_of_text)
-        rows.labels[np.divmod(ends, length)] = IGNORED
-        firsts = np.arange(count) * length
-        starts = np.union1d(firsts, ends[ends % length < length - 1] + 1)
+        row, column = np.divmod(np.flatnonzero(stored == self._end_of_text), length + 1)
+        inside = column < length  # the last token of a window is a label alone
+        row, column = row[inside], column[inside]
+        rows.labels[row, column] = IGNORED
+        firsts, behind = np.arange(0, count * length, length), row * length + column + 1
+        starts = np.sort(np.concatenate([firsts, behind[column < length - 1]]))
         lengths = np.diff(starts, append=count * length)
-        numbers = np.arange(len(starts)) - np.searchsorted(starts, starts - starts % length)
+        place = starts % length
+        numbers = np.arange(len(starts)) - np.searchsorted(starts, starts - place)
         rows.fields["documents"][:] = np.repeat(numbers, lengths).reshape(count, length)
-        np.subtract(self._count, np.repeat(starts % length, lengths).reshape(count, length), out=rows.fields["positions"])
+        np.subtract(self._count, np.repeat(place, lengths).reshape(count, length), out=rows.fields["positions"])
 
 
 class PairRows:

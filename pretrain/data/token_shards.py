@@ -132,18 +132,21 @@ class TokenShards:
 
         Returns (N,) how many each got: L, or fewer at the end of the stream. Raises DataError for damage.
         """
-        length, total = out.shape[1], self.num_tokens
-        counts = np.minimum(total - starts, length)
+        assert len(starts) == 0 or 0 <= starts.min() <= starts.max() < self.num_tokens, "windows beyond the stream"
+        counts = np.minimum(self.num_tokens - starts, out.shape[1])
         indices = self._token_starts.searchsorted(starts, side="right") - 1
-        firsts = (starts - self._token_starts[indices]).tolist()
-        whole = (starts + counts <= self._token_starts[indices + 1]).tolist()
-        for row, index, first, count, is_whole, start in zip(
-            rows.tolist(), indices.tolist(), firsts, counts.tolist(), whole, starts.tolist(), strict=True
+        firsts, within = starts - self._token_starts[indices], self._token_starts[indices + 1] - starts
+        whole = (counts <= within).tolist()
+        lasts = (firsts + counts).tolist()
+        shard = self.shard
+        for row, index, first, last, is_whole in zip(
+            rows.tolist(), indices.tolist(), firsts.tolist(), lasts, whole, strict=True
         ):
             if is_whole:
-                out[row, :count] = self.shard(index).read(first, first + count)
+                shard(index).copy(first, last, out[row])
             else:
-                out[row, :count] = self.read(start, start + count)
+                start = int(self._token_starts[index])
+                out[row, : last - first] = self.read(start + first, start + last)
         return counts
 
     def grown(self, manifest: Manifest) -> "TokenShards":

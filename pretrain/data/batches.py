@@ -72,7 +72,9 @@ class Batches:
         # One slot more than are queued is being filled, and one more is in the consumer's hands.
         self._free: queue.SimpleQueue[Rows | None] = queue.SimpleQueue()
         for _ in range(prefetch + 2):
-            self._free.put(Rows.empty(self._rows, objective.widths, objective.sequence_length, _allocator(memory)))
+            rows = Rows.empty(self._rows, objective.widths, objective.sequence_length, _allocator(memory))
+            objective.lay_out(rows)
+            self._free.put(rows)
         self._ready: queue.SimpleQueue[Rows | BaseException] = queue.SimpleQueue()
         self._held: Rows | None = None
         self._failure: BaseException | None = None

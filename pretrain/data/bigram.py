@@ -89,6 +89,7 @@ def bigram_baseline(
     feed.enter(first_segment(feed.plan, global_batch_sequences))
     contexts, targets = [], []
     rows = Rows.empty(CHUNK_ROWS, feed.objective.widths, feed.objective.sequence_length)
+    feed.objective.lay_out(rows)
     total = steps * global_batch_sequences
     for start in range(0, total, CHUNK_ROWS):
         sources, epochs, windows = feed.plan.samples(start, min(CHUNK_ROWS, total - start))

@@ -1,7 +1,8 @@
 """Feed: the rows of any range of a run's samples.
 
 It joins the plan (which sample stands where) with the objective (what a sample looks like), within the segment of the run that
-is under way; where the data folder still grows, it waits for what it is asked for. It has no state but what it has read of the folder.
+is under way; where the data folder still grows, it waits for what it is asked for. It has no state but what it has read of the
+folder.
 """
 
 from collections.abc import Callable, Mapping, Sequence

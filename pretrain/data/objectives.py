@@ -26,6 +26,8 @@ from pretrain.errors import DataError
 
 Allocator = Callable[[tuple[int, ...]], np.ndarray]
 """Makes an int64 array of a shape."""
+CHUNK_TOKENS = 1 << 17
+"""Tokens that are widened at once: what is made of them on the way stays in a core's cache."""
 TARGET_FIELDS, SOURCE_FIELDS = ("tokens", "positions", "documents"), ("source_tokens", "source_documents")
 
 
@@ -84,6 +86,10 @@ class Objective(Protocol):
         """Of all sources."""
         ...
 
+    def lay_out(self, rows: Rows) -> None:
+        """Fills what is the same in every row of every batch; once, before the first `fill` of these rows."""
+        ...
+
     def fill(self, samples: np.ndarray, rows: Rows, sources: np.ndarray | None = None) -> None:
         """Fills as many rows as there are samples, `sample` aside. Raises DataError for damage.
 
@@ -121,7 +127,8 @@ class CausalWindows:
         manifest = self.streams[0].manifest
         self.padding = manifest.special.padding
         self._end_of_text = manifest.special.end_of_text
-        self._stored = np.empty((0, sequence_length + 1), dtype=manifest.dtype)
+        self._chunk = max(1, CHUNK_TOKENS // sequence_length)
+        self._stored = np.zeros((self._chunk, sequence_length + 1), dtype=manifest.dtype)
         self.widths: Mapping[str, int] = dict.fromkeys(TARGET_FIELDS, sequence_length)
         self.facts: Mapping[str, Any] = {
             "objective": "causal",
@@ -142,21 +149,26 @@ class CausalWindows:
         """Windows of all sources, short ones included."""
         return sum(self.source_validation_samples)
 
+    def lay_out(self, rows: Rows) -> None:
+        """Positions and documents, where ends of documents do not show in them."""
+        if not self._isolate:
+            rows.fields["positions"][:] = self._count
+            rows.fields["documents"].fill(0)
+
     def fill(self, samples: np.ndarray, rows: Rows, sources: np.ndarray | None = None) -> None:
         """Fills rows with the windows of these numbers."""
-        count = len(samples)
-        rows = rows.part(0, count)
-        if len(self._stored) < count:
-            self._stored = np.zeros((count, self.sequence_length + 1), dtype=self._stored.dtype)
-        stored = self._stored[:count]
+        for first in range(0, len(samples), self._chunk):
+            some = slice(first, first + self._chunk)
+            mine = None if sources is None else sources[some]
+            self._fill(samples[some], rows.part(first, min(some.stop, len(samples))), mine)
+
+    def _fill(self, samples: np.ndarray, rows: Rows, sources: np.ndarray | None) -> None:
+        stored = self._stored[: len(samples)]
         short = self._gather(samples, sources, stored)
         rows.fields["tokens"][:] = stored[:, :-1]
         rows.labels[:] = stored[:, 1:]
         if self._isolate:
             self._separate(stored, rows)
-        else:
-            rows.fields["positions"][:] = self._count
-            rows.fields["documents"].fill(0)
         for row, filled in short:
             Rows(
                 {name: rows.fields[name][row : row + 1, filled:] for name in TARGET_FIELDS},
@@ -233,6 +245,9 @@ class PairRows:
         self.notes = _cut_notes(self._sources, source_length, "source", "data.source_length")
         self.notes += _cut_notes(targets, sequence_length, "target", "data.sequence_length")
 
+    def lay_out(self, rows: Rows) -> None:
+        """Nothing: every row is another one."""
+
     def fill(self, samples: np.ndarray, rows: Rows, sources: np.ndarray | None = None) -> None:
         """Fills rows with the pairs that the plan gives them."""
         rows.part(0, len(samples)).clear(self.padding)
@@ -287,6 +302,9 @@ class PairSources:
         self.source_samples = self.source_validation_samples = tuple(part.num_samples for part in parts)
         self.num_samples = self.num_validation_samples = sum(self.source_samples)
         self.notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
+
+    def lay_out(self, rows: Rows) -> None:
+        """Nothing: every row is another one."""
 
     def fill(self, samples: np.ndarray, rows: Rows, sources: np.ndarray | None = None) -> None:
         """Fills rows with the pairs that the plans of their sources give them."""

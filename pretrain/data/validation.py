@@ -85,9 +85,10 @@ def _part(
     for step in range(-(-len(samples) // (micro_rows * data_size))):
         first = (step * data_size + data_rank) * micro_rows
         rows = Rows.empty(micro_rows, objective.widths, objective.sequence_length)
-        rows.clear(objective.padding)
-        rows.fields["sample"].fill(-1)
         mine = samples[first : first + micro_rows]
+        objective.lay_out(rows)
+        rows.part(len(mine), micro_rows).clear(objective.padding)
+        rows.fields["sample"].fill(-1)
         rows.fields["sample"][: len(mine)] = mine
         objective.fill(mine, rows, np.full(len(mine), source))
         found.append(micro_batch(rows))

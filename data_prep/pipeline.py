@@ -52,7 +52,9 @@ from pretrain.data.token_shards import (
     TOKENIZER_NAME,
     Manifest,
     SplitRecord,
+    write_manifest,
 )
+from pretrain.data.tokenizer_settings import ENGINE_CHOICE
 from pretrain.errors import DataError
 from pretrain.files import hash_bytes, hash_file, write_atomically
 
@@ -151,7 +153,7 @@ class _Preparation:
 
     def survey(self) -> _Survey:
         """Lists the corpus, hashes its documents, and decides what becomes of each."""
-        ranges = plan_ranges(self.prepare.corpus, self.corpus_folder, self.prepare.task_bytes)
+        ranges = plan_ranges(self.prepare.sources["main"], self.corpus_folder, self.prepare.task_bytes)
         scans = self.scan(ranges)
         write_quarantine(self.folder, [asdict(document) for scan in scans for document in scan.bad])
         corpus = self.check(scans)
@@ -203,7 +205,9 @@ class _Preparation:
             write_atomically(path, tokenizer.to_str(pretty=True))
             return tokenizer
         source = [scan.content + hash_bytes(part.tobytes()) for _, scan, part in survey]
-        key = hash_bytes(json.dumps(["tokenizer", source, settings.model_dump()], sort_keys=True).encode())
+        key = hash_bytes(
+            json.dumps(["tokenizer", source, settings.model_dump(exclude=ENGINE_CHOICE)], sort_keys=True).encode()
+        )
         known = self.ledger.find(key)
         if known is None or not path.exists() or hash_file(path) != json.loads(known):
             with self.phases.phase("training the tokenizer", None):
@@ -242,18 +246,16 @@ class _Preparation:
         """Writes what makes the folder complete, the manifest last."""
         write_atomically(self.folder / TOKEN_BYTES_NAME, token_byte_lengths(tokenizer).tobytes())
         manifest = Manifest(
-            kind=self.prepare.corpus.kind,
+            kind=self.prepare.kind,
             vocab_size=vocabulary_size(tokenizer),
             tokenizer_hash=hash_file(self.folder / TOKENIZER_NAME),
             special=special_tokens(tokenizer),
-            splits={
-                split: SplitRecord(tuple(s for result in results for s in result.shards[split])) for split in SPLITS
-            },
+            splits={split: SplitRecord.of([s for result in results for s in result.shards[split]]) for split in SPLITS},
             prepare=self.prepare.model_dump(mode="json"),
             corpus=corpus,
         )
         remove_leftovers(self.folder, manifest)
-        write_atomically(self.folder / MANIFEST_NAME, manifest.to_json())
+        write_manifest(self.folder, manifest)
         return manifest
 
 
@@ -268,7 +270,7 @@ def _all_there(folder: Path, result: ShardResult) -> bool:
 
 def _config_hash(prepare: PrepareSettings) -> str:
     """Of the settings that reach into the bytes of a shard."""
-    content = prepare.model_dump(mode="json", exclude={"bad_document_limit"})
+    content = prepare.model_dump(mode="json", exclude={"bad_document_limit": True, "tokenizer": ENGINE_CHOICE})
     return hash_bytes(json.dumps([MANIFEST_FORMAT, content], sort_keys=True).encode())
 
 

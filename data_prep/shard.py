@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from tokenizers import Tokenizer
 
 from data_prep.dedup import TRAIN, VALIDATION, as_keys, document_keys, pair_keys
 from data_prep.items import BadDocument, Document, FileRange
@@ -149,19 +148,19 @@ class ContentHash:
 
 def scan_key(files: FileRange, prepare: PrepareSettings) -> str:
     """Under which the scan of a range is kept: its files as they are now, and how they are read."""
-    reading = [prepare.corpus.model_dump(), prepare.max_document_bytes, prepare.pair_max_characters]
+    reading = [prepare.sources["main"].model_dump(), prepare.max_document_bytes, prepare.pair_max_characters]
     return hash_bytes(json.dumps(["scan", files.to_dict(), reading], sort_keys=True).encode())
 
 
 def scan_range(files: FileRange, prepare: PrepareSettings) -> Scan:
     """Hashes the documents of a range and collects what is bad."""
-    columns = 1 if prepare.corpus.kind == "text" else 2
+    columns = 1 if prepare.kind == "text" else 2
     content = ContentHash()
     digests: list[bytes] = []
     sizes: list[int] = []
     bad: list[BadDocument] = []
     dropped: dict[str, int] = {}
-    for item in read_range(files, prepare.corpus, prepare):
+    for item in read_range(files, prepare.sources[files.source], prepare):
         if isinstance(item, Document):
             content.add(item)
             digests += _digests(item)
@@ -175,7 +174,9 @@ def scan_range(files: FileRange, prepare: PrepareSettings) -> Scan:
 
 def texts_of(files: FileRange, prepare: PrepareSettings, wanted: np.ndarray) -> Iterator[str]:
     """Texts (both sides of pairs) of the documents of a range that are wanted, (N,) bool."""
-    documents = (item for item in read_range(files, prepare.corpus, prepare) if isinstance(item, Document))
+    documents = (
+        item for item in read_range(files, prepare.sources[files.source], prepare) if isinstance(item, Document)
+    )
     for document, take in zip(documents, wanted.tolist(), strict=False):
         if take:
             yield from document.sides
@@ -192,9 +193,12 @@ def shard_range(task: ShardTask) -> ShardResult:
         DataError: a file changed since it was scanned.
         StorageError: a full disk, or a folder that cannot be written.
     """
-    encoder = Encoder(Tokenizer.from_file(str(task.folder / TOKENIZER_NAME)))
+    settings = task.prepare.tokenizer
+    encoder = Encoder(task.folder / TOKENIZER_NAME, settings.engine, settings.audit_fraction)
     documents = [
-        item for item in read_range(task.files, task.prepare.corpus, task.prepare) if isinstance(item, Document)
+        item
+        for item in read_range(task.files, task.prepare.sources[task.files.source], task.prepare)
+        if isinstance(item, Document)
     ]
     content = ContentHash()
     for document in documents:
@@ -207,7 +211,7 @@ def shard_range(task: ShardTask) -> ShardResult:
     shards = {}
     for split in SPLITS:
         chosen = [documents[at] for at in np.flatnonzero(task.fates == FATE_OF[split])]
-        if task.prepare.corpus.kind == "pairs":
+        if task.prepare.kind == "pairs":
             # Catalogues list their messages by theme; in the order of hashes, neighbours that share a row have nothing in common.
             chosen.sort(key=_digests)
         shards[split] = tuple(_write_shards(task, split, chosen, encoder))
@@ -231,7 +235,7 @@ def _write_shards(
             np.array([len(document) for document in ids]),
             text_bytes=sum(sizes),
             origin=origin,
-            source_lengths=np.array(sources) if task.prepare.corpus.kind == "pairs" else None,
+            source_lengths=np.array(sources) if task.prepare.kind == "pairs" else None,
         )
 
     for ids, source, size in _encoded(documents, encoder):

@@ -1,0 +1,107 @@
+"""Read, clean, hold against eval files: from a range of files to what may be learnt from, a batch at a time.
+
+Both ways of preparing go through here. Nothing holds more than a batch of documents, so memory does not grow with a range,
+however much a compressed file of it unpacks to.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import xxhash
+
+from data_prep.counts import Counts
+from data_prep.read import BadDocument, Document, Dropped, FileRange, read_range
+from pretrain.data.corpus_settings import CorpusSettings
+from pretrain.data.prepare_settings import PrepareSettings
+
+BATCH_CHARACTERS = 1 << 20
+"""Text that is cleaned, signed and tokenized at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A document as it was read."""
+
+    document: Document
+    size: int
+    """UTF-8 bytes."""
+    digest: bytes
+    """XXH3-128 of the sides, each followed by a NUL, which no text holds; of a plain document of its text alone."""
+
+    @classmethod
+    def of(cls, document: Document) -> "Read":
+        """Encodes the text once, for size and digest."""
+        if len(document.sides) == 1:
+            content = document.sides[0].encode()
+            return cls(document, len(content), xxhash.xxh3_128_digest(content))
+        content = "\0".join((*document.sides, "")).encode()
+        return cls(document, len(content) - len(document.sides), xxhash.xxh3_128_digest(content))
+
+
+class ContentHash:
+    """XXH3-128 over the digests of documents, in order."""
+
+    def __init__(self) -> None:
+        self._state = xxhash.xxh3_128()
+
+    def add(self, read: Read) -> None:
+        """Takes in the next document."""
+        self._state.update(read.digest)
+
+    @property
+    def value(self) -> str:
+        """32 hexadecimal digits."""
+        return self._state.hexdigest()
+
+
+class Sieve:
+    """The cleaning of a preparation, at work."""
+
+    def __init__(self, prepare: PrepareSettings) -> None:
+        self._prepare = prepare
+
+    @property
+    def identity(self) -> str:
+        """Changes with whatever changes what is kept: settings, versions of the rules, contents of the eval files."""
+        return ""
+
+    def keep(self, batch: list[Read], counts: Counts) -> list[Read | None]:
+        """What is kept of each document, as it is kept; None for those that are left out."""
+        return list(batch)
+
+    def edit(self, read: Read) -> Read:
+        """A document that is known to be kept, as it is kept."""
+        return read
+
+
+def batches(files: FileRange, corpus: CorpusSettings, prepare: PrepareSettings, counts: Counts) -> Iterator[list[Read]]:
+    """The readable documents of a range, a batch at a time; the rest is counted. Raises DataError, StorageError."""
+    batch: list[Read] = []
+    size = 0
+    for item in read_range(files, prepare):
+        if isinstance(item, Document):
+            batch.append(Read.of(item))
+            size += batch[-1].size
+            if size >= BATCH_CHARACTERS:
+                counts.documents += len(batch)
+                yield batch
+                batch, size = [], 0
+        elif isinstance(item, BadDocument):
+            counts.add_bad(item)
+        else:
+            assert isinstance(item, Dropped)
+            counts.drop(item)
+    counts.documents += len(batch)
+    if batch:
+        yield batch
+
+
+@lru_cache(maxsize=2)
+def _sieve(settings: str) -> Sieve:
+    return Sieve(PrepareSettings.model_validate_json(settings))
+
+
+def sieve_of(prepare: PrepareSettings) -> Sieve:
+    """The sieve of this process; it is built once, for models and eval files take longer to load than a range to clean."""
+    return _sieve(prepare.model_dump_json())

@@ -26,7 +26,12 @@ class Counts:
 
     documents: int = 0
     """Readable ones, those that are left out included."""
+    passed: int = 0
+    """Those of them that pass cleaning."""
+    bad_documents: int = 0
+    """Those that cannot be read."""
     bad: list[BadDocument] = field(default_factory=list)
+    """They themselves, of a range; of a corpus the first few."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Readable ones that are left out, by reason."""
     contaminated: list[Example] = field(default_factory=list)
@@ -36,6 +41,7 @@ class Counts:
 
     def add_bad(self, document: BadDocument) -> None:
         """Something could not be read."""
+        self.bad_documents += 1
         self.bad.append(document)
 
     def drop(self, dropped: Dropped) -> None:
@@ -49,7 +55,9 @@ class Counts:
     def merge(self, other: "Counts") -> None:
         """Adds the counts of a part that comes later."""
         self.documents += other.documents
-        self.bad += other.bad
+        self.passed += other.passed
+        self.bad_documents += other.bad_documents
+        self.bad = [*self.bad, *other.bad[:EXAMPLES]][:EXAMPLES]
         for reason, count in other.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
         self.contaminated = sorted([*self.contaminated, *other.contaminated])[:EXAMPLES]
@@ -63,6 +71,8 @@ class Counts:
         """The inverse of `to_dict`."""
         return cls(
             documents=content["documents"],
+            passed=content["passed"],
+            bad_documents=content["bad_documents"],
             bad=[BadDocument(**document) for document in content["bad"]],
             dropped=dict(content["dropped"]),
             contaminated=[Example(**example) for example in content["contaminated"]],
@@ -73,6 +83,6 @@ class Counts:
         """For the manifest: documents, bad_documents, dropped by reason."""
         return {
             "documents": self.documents,
-            "bad_documents": len(self.bad),
+            "bad_documents": self.bad_documents,
             "dropped": dict(sorted(self.dropped.items())),
         }

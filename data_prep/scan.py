@@ -3,12 +3,14 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_prep.counts import Counts
 from data_prep.dedup import KEY, as_keys, pair_keys
 from data_prep.ledger import Ledger, Record
+from data_prep.minhash import SIGNATURE_VERSION, signatures
 from data_prep.read import FileRange
 from data_prep.sieve import ContentHash, Read, batches, sieve_of
 from pretrain.data.corpus_settings import CorpusSettings
@@ -73,7 +75,11 @@ class ScanTask:
     @property
     def key(self) -> str:
         """Under which it is kept: the files as they are now, and how they are read and cleaned."""
-        reading = [self.corpus.model_dump(mode="json"), self.prepare.max_document_bytes, self.prepare.pair_max_characters]
+        reading = [
+            self.corpus.model_dump(mode="json"),
+            self.prepare.max_document_bytes,
+            self.prepare.pair_max_characters,
+        ]
         content = ["scan", self.files.to_dict(), reading, self.sieve, signing(self.prepare)]
         return hash_bytes(json.dumps(content, sort_keys=True).encode())
 
@@ -87,9 +93,10 @@ def described(files: FileRange) -> str:
     return first if first == last else f"{first} (or a file up to {last})"
 
 
-def signing(prepare: PrepareSettings) -> str | None:
+def signing(prepare: PrepareSettings) -> list[Any] | None:
     """What signatures depend on; None where there are none."""
-    return None
+    dedup = prepare.dedup
+    return [SIGNATURE_VERSION, dedup.shingle_words, dedup.permutations] if dedup.method == "minhash" else None
 
 
 def scan_range(files: FileRange, corpus: CorpusSettings, prepare: PrepareSettings) -> Scan:
@@ -98,7 +105,7 @@ def scan_range(files: FileRange, corpus: CorpusSettings, prepare: PrepareSetting
     passed: list[bool] = []
     digests: list[bytes] = []
     sizes: list[int] = []
-    signatures: list[np.ndarray] = [np.empty((0, _slots(prepare)), np.uint32)]
+    signed: list[np.ndarray] = [np.empty((0, prepare.dedup.permutations if signing(prepare) else 0), np.uint32)]
     for batch in batches(files, corpus, prepare, counts):
         for read in batch:
             content.add(read)
@@ -108,14 +115,14 @@ def scan_range(files: FileRange, corpus: CorpusSettings, prepare: PrepareSetting
         for read in chosen:
             digests += keys_of(read)
         sizes += [read.size for read in chosen]
-        if signing(prepare) is not None:
-            signatures.append(_signatures(chosen, prepare))
+        if signing(prepare):
+            signed.append(signatures([read.document.sides[0] for read in chosen], prepare.dedup))
     columns = 1 if corpus.kind == "text" else 2
     return Scan(
         np.array(passed, dtype=bool),
         as_keys(digests, columns),
         np.array(sizes, dtype=np.uint64),
-        np.concatenate(signatures),
+        np.concatenate(signed),
         content.value,
         counts,
     )
@@ -124,14 +131,6 @@ def scan_range(files: FileRange, corpus: CorpusSettings, prepare: PrepareSetting
 def keys_of(read: Read) -> list[bytes]:
     """The keys of a document: its digest, or those of the normalised sides of a pair."""
     return [read.digest] if len(read.document.sides) == 1 else pair_keys(*read.document.sides)
-
-
-def _slots(prepare: PrepareSettings) -> int:
-    return 0
-
-
-def _signatures(chosen: list[Read], prepare: PrepareSettings) -> np.ndarray:
-    raise NotImplementedError
 
 
 def scan_and_keep(task: ScanTask) -> int:

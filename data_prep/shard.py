@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from data_prep.counts import Counts
 from data_prep.dedup import DROPPED, TRAIN, VALIDATION, as_keys
@@ -27,6 +26,7 @@ from data_prep.tokenize import Encoder
 from pretrain.data.corpus_settings import CorpusSettings
 from pretrain.data.prepare_settings import PrepareSettings
 from pretrain.data.token_shards import SPLITS, TOKENIZER_NAME, Origin, ShardRecord, Split
+from pretrain.data.tokenizer_settings import EngineName
 from pretrain.errors import DataError
 from pretrain.files import hash_bytes
 
@@ -68,7 +68,9 @@ class ShardTask:
     @property
     def key(self) -> str:
         """Under which the result is kept."""
-        source = self.judged.hash if self.judged else [self.files.to_dict(), self.corpus.model_dump(mode="json"), self.sieve]
+        source = (
+            self.judged.hash if self.judged else [self.files.to_dict(), self.corpus.model_dump(mode="json"), self.sieve]
+        )
         content = ["shards", self.files.source, self.files.index, source, self.tokenizer_hash, self.config_hash]
         return hash_bytes(json.dumps(content, sort_keys=True).encode())
 
@@ -85,6 +87,11 @@ class ShardResult:
     counts: Counts
     """What was read; of a second pass empty, for the first one counted it."""
 
+    @property
+    def documents(self) -> int:
+        """That were written."""
+        return sum(shard.documents for split in SPLITS for shard in self.shards[split])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the ledger."""
         shards = {split: [asdict(shard) for shard in shards] for split, shards in self.shards.items()}
@@ -94,7 +101,9 @@ class ShardResult:
     def of(cls, record: Record) -> "ShardResult":
         """From the ledger."""
         content = record.values["shards"]
-        shards = {split: tuple(ShardRecord(**shard) for shard in content[split]) for split in SPLITS}
+        shards: dict[Split, tuple[ShardRecord, ...]] = {
+            split: tuple(ShardRecord(**shard) for shard in content[split]) for split in SPLITS
+        }
         return cls(record.values["source"], shards, Counts.from_dict(record.values["counts"]))
 
     def all_there(self, folder: Path) -> bool:
@@ -108,9 +117,9 @@ def _size(path: Path) -> int:
 
 
 @lru_cache(maxsize=1)
-def _encoder(path: Path, tokenizer_hash: str) -> Encoder:
-    """The encoder of this process: loading a tokenizer takes as long as encoding megabytes."""
-    return Encoder(Tokenizer.from_file(str(path)))
+def _encoder(path: Path, tokenizer_hash: str, engine: EngineName, audit_fraction: float) -> Encoder:
+    """The encoder of this process: loading a tokenizer takes as long as encoding megabytes. The hash is part of the key."""
+    return Encoder(path, engine, audit_fraction)
 
 
 def shard_and_keep(task: ShardTask) -> ShardResult:
@@ -127,7 +136,8 @@ def shard_range(task: ShardTask) -> ShardResult:
         DataError: a file changed since the first pass.
         StorageError: a full disk, or a folder that cannot be written.
     """
-    encoder = _encoder(task.folder / TOKENIZER_NAME, task.tokenizer_hash)
+    settings = task.prepare.tokenizer
+    encoder = _encoder(task.folder / TOKENIZER_NAME, task.tokenizer_hash, settings.engine, settings.audit_fraction)
     content, counts = ContentHash(), Counts()
     fates = np.empty(0, np.uint8) if task.judged is None else task.judged.fates
 
@@ -141,7 +151,7 @@ def shard_range(task: ShardTask) -> ShardResult:
             writers[split].add(chosen)
         if task.judged is not None and content.value != task.judged.content:
             raise _changed(task)
-        shards = {split: tuple(writers[split].close()) for split in SPLITS}
+        shards: dict[Split, tuple[ShardRecord, ...]] = {split: tuple(writers[split].close()) for split in SPLITS}
         return ShardResult(task.files.source, shards, Counts() if task.judged else counts)
     except BaseException:
         for writer in writers.values():
@@ -151,7 +161,12 @@ def shard_range(task: ShardTask) -> ShardResult:
 
 def _target(task: ShardTask, split: Split) -> Target:
     return Target(
-        task.folder, split, task.files.source, task.files.index, task.prepare.shard_tokens, pairs=task.corpus.kind == "pairs"
+        task.folder,
+        split,
+        task.files.source,
+        task.files.index,
+        task.prepare.shard_tokens,
+        pairs=task.corpus.kind == "pairs",
     )
 
 

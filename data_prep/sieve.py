@@ -10,13 +10,15 @@ from functools import lru_cache
 
 import xxhash
 
-from data_prep.counts import Counts
+from data_prep.counts import EXCERPT_CHARACTERS, Counts, Example
+from data_prep.decontaminate import Decontaminator
 from data_prep.read import BadDocument, Document, Dropped, FileRange, read_range
 from pretrain.data.corpus_settings import CorpusSettings
 from pretrain.data.prepare_settings import PrepareSettings
 
 BATCH_CHARACTERS = 1 << 20
 """Text that is cleaned, signed and tokenized at once."""
+CONTAMINATED = "shares text with an eval file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +61,44 @@ class Sieve:
     """The cleaning of a preparation, at work."""
 
     def __init__(self, prepare: PrepareSettings) -> None:
-        self._prepare = prepare
+        """Loads what it needs. Raises DataError for an eval file that cannot be read."""
+        settings = prepare.decontamination
+        self._decontaminator = None if settings is None else Decontaminator(settings)
 
     @property
     def identity(self) -> str:
         """Changes with whatever changes what is kept: settings, versions of the rules, contents of the eval files."""
-        return ""
+        return self._decontaminator.identity if self._decontaminator else ""
 
     def keep(self, batch: list[Read], counts: Counts) -> list[Read | None]:
-        """What is kept of each document, as it is kept; None for those that are left out."""
-        return list(batch)
+        """What is kept of each document, as it is kept; None for those that are left out, which are counted."""
+        kept = self._without_eval_text(list(batch), counts)
+        counts.passed += sum(read is not None for read in kept)
+        return kept
 
     def edit(self, read: Read) -> Read:
         """A document that is known to be kept, as it is kept."""
         return read
+
+    def _without_eval_text(self, batch: list[Read | None], counts: Counts) -> list[Read | None]:
+        if self._decontaminator is None:
+            return batch
+        sides = [(at, side) for at, read in enumerate(batch) if read for side in read.document.sides]
+        hits = self._decontaminator.hits([side for _, side in sides])
+        for (at, side), hit in zip(sides, hits, strict=True):
+            read = batch[at]
+            if hit is not None and read is not None:
+                counts.drop(Dropped(CONTAMINATED))
+                counts.add_contaminated(Example(read.digest.hex(), str(hit), side[:EXCERPT_CHARACTERS]))
+                batch[at] = None
+        return batch
 
 
 def batches(files: FileRange, corpus: CorpusSettings, prepare: PrepareSettings, counts: Counts) -> Iterator[list[Read]]:
     """The readable documents of a range, a batch at a time; the rest is counted. Raises DataError, StorageError."""
     batch: list[Read] = []
     size = 0
-    for item in read_range(files, prepare):
+    for item in read_range(files, corpus, prepare):
         if isinstance(item, Document):
             batch.append(Read.of(item))
             size += batch[-1].size

@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from rensa import RMinHash
+from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]
 
 from data_prep import shingles
 from pretrain.data.dedup_settings import DedupSettings
@@ -50,8 +50,8 @@ def check_bands(settings: DedupSettings) -> None:
     """Raises ConfigError where the bands need more slots than a signature has."""
     if settings.slots_in_bands > settings.permutations:
         raise ConfigError(
-            f"dedup.bands={settings.bands} x dedup.rows_per_band={settings.rows_per_band} need {settings.slots_in_bands} slots, but "
-            f"dedup.permutations={settings.permutations}: at most {settings.permutations // settings.rows_per_band} bands fit"
+            f"dedup.bands={settings.bands} x dedup.rows_per_band={settings.rows_per_band} need {settings.slots_in_bands} slots, "
+            f"but dedup.permutations={settings.permutations}: at most {settings.permutations // settings.rows_per_band} bands fit"
         )
 
 

@@ -35,7 +35,8 @@ DEVIATIONS = 4
 """An estimate this many standard deviations below the limit is not looked at exactly: one in 30,000 is lost."""
 
 Reread = Callable[[np.ndarray], Iterable[np.ndarray]]
-"""From ascending rows to the set of shingles of each (`data_prep.shingles.shingle_sets`), in that order. A generator saves memory."""
+"""From ascending rows to the set of shingles of each (`data_prep.shingles.shingle_sets`), in that order. A
+generator saves memory."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,9 @@ def find_twins(signatures: np.ndarray, kept: np.ndarray, settings: DedupSettings
     candidates, begins = np.unique(rows, return_index=True)
     sets = reread(candidates) if settings.verify == "exact" and len(candidates) else repeat(None, len(candidates))
     search = _Search(signatures, settings, _last_rows(rows, groups))
-    for row, shingles, own in zip(candidates.tolist(), sets, np.split(groups, begins[1:]), strict=True):
-        search.judge(row, own.tolist(), shingles)
+    ends = [*begins[1:].tolist(), len(groups)]
+    for row, shingles, begin, end in zip(candidates.tolist(), sets, begins.tolist(), ends, strict=False):
+        search.judge(row, groups[begin:end], shingles)
     drop = np.zeros(len(signatures), dtype=bool)
     drop[search.dropped] = True
     return Twins(
@@ -112,13 +114,13 @@ class _Search:
         self._limit = settings.similarity
         deviation = (self._limit * (1 - self._limit) / settings.permutations) ** 0.5
         self._least_estimate = self._limit - (DEVIATIONS * deviation if settings.verify == "exact" else 0)
-        self._last_rows = last_rows.tolist()
+        self._last_rows = last_rows
         self._members: defaultdict[int, list[int]] = defaultdict(list)
         self._sets: dict[int, np.ndarray] = {}
         self._leaving: defaultdict[int, list[int]] = defaultdict(list)
         self._equal: dict[int, int] = {}
 
-    def judge(self, row: int, groups: list[int], shingles: np.ndarray | None) -> None:
+    def judge(self, row: int, groups: np.ndarray, shingles: np.ndarray | None) -> None:
         """Drops the row or keeps it. `groups` are the bands that it shares."""
         digest = xxhash.xxh3_64_intdigest(self._signatures[row].tobytes())
         twin = self._twin_of(row, shingles, self._equal.get(digest), groups)
@@ -131,10 +133,12 @@ class _Search:
         for passed in self._leaving.pop(row, ()):
             self._sets.pop(passed, None)
 
-    def _twin_of(self, row: int, shingles: np.ndarray | None, equal: int | None, groups: list[int]) -> tuple[int, float] | None:
+    def _twin_of(
+        self, row: int, shingles: np.ndarray | None, equal: int | None, groups: np.ndarray
+    ) -> tuple[int, float] | None:
         if equal is not None and (similarity := self._similarity(row, equal, shingles, 1.0)) >= self._limit:
             return equal, similarity
-        others = {other for group in groups for other in self._members[group]}
+        others = {other for group in groups.tolist() for other in self._members[group]}
         if not others:
             return None
         near = np.array(sorted(others))
@@ -150,12 +154,12 @@ class _Search:
         self.comparisons += 1
         return estimate if shingles is None else jaccard(shingles, self._sets[other])
 
-    def _keep(self, row: int, digest: int, groups: list[int], shingles: np.ndarray | None) -> None:
+    def _keep(self, row: int, digest: int, groups: np.ndarray, shingles: np.ndarray | None) -> None:
         self._equal.setdefault(digest, row)
-        for group in groups:
+        for group in groups.tolist():
             if len(self._members[group]) < REPRESENTATIVES:
                 self._members[group].append(row)
-        last = max(self._last_rows[group] for group in groups)
+        last = int(self._last_rows[groups].max())
         if shingles is not None and last > row:
             self._sets[row] = shingles
             self._leaving[last].append(row)

@@ -1,4 +1,4 @@
-"""The parts of the config that say which documents are dropped because they were seen before: in the corpus, or in an eval file."""
+"""The parts of the config that say which documents are dropped as seen before: in the corpus, or in an eval file."""
 
 from typing import Annotated, Literal
 
@@ -30,7 +30,7 @@ class DedupSettings(Settings):
     """Jaccard similarity of two sets of shingles from which on the later document is dropped. Lee et al. 2022 take 0.8."""
     verify: Literal["exact", "signature"] = "exact"
     """How a candidate is judged. `exact`: by the sets of shingles themselves, which reads the candidates again. `signature`: by
-    the share of equal slots, off by 0.035 (standard deviation) at 0.8 and 128 slots, so about one in twenty borders falls wrong."""
+    the share of equal slots, an estimate with a standard deviation of 0.035 at 0.8 and 128 slots."""
 
     @property
     def slots_in_bands(self) -> int:

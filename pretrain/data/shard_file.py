@@ -278,9 +278,13 @@ def _map(path: Path) -> tuple[mmap.mmap | bytes, memoryview]:
     return content, memoryview(content)
 
 
-def missing_shard(path: Path) -> DataError:
+class MissingShard(DataError):
+    """A shard that is not there."""
+
+
+def missing_shard(path: Path) -> MissingShard:
     """What is told of a shard that is not there."""
-    return DataError(f"{path}: not found; `pretrain prepare` with the same config rebuilds this shard alone")
+    return MissingShard(f"{path}: not found; `pretrain prepare` with the same config rebuilds this shard alone")
 
 
 def damaged_shard(path: Path, what: str) -> DataError:

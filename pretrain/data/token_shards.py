@@ -7,10 +7,12 @@ module.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from pretrain.data.local_shards import is_cached, wait_for_shard
 from pretrain.data.manifest import END_OF_TEXT as END_OF_TEXT
 from pretrain.data.manifest import MANIFEST_FORMAT as MANIFEST_FORMAT
 from pretrain.data.manifest import MANIFEST_NAME as MANIFEST_NAME
@@ -28,6 +30,7 @@ from pretrain.data.manifest import read_manifest as read_manifest
 from pretrain.data.manifest import read_token_bytes as read_token_bytes
 from pretrain.data.manifest import token_dtype as token_dtype
 from pretrain.data.manifest import write_manifest as write_manifest
+from pretrain.data.shard_file import MissingShard as MissingShard
 from pretrain.data.shard_file import Origin as Origin
 from pretrain.data.shard_file import TokenShard as TokenShard
 from pretrain.data.shard_file import Verify as Verify
@@ -37,6 +40,7 @@ from pretrain.data.shard_file import write_shard as write_shard
 from pretrain.errors import DataError
 from pretrain.files import path_within
 
+CACHE_ATTEMPTS = 20
 OPEN_SHARDS = 256
 """Shards that a reader keeps mapped; each map holds a file descriptor, and 1,024 are a usual limit."""
 
@@ -193,7 +197,7 @@ class TokenShards:
 
     def _map_shard(self, index: int) -> TokenShard:
         record = self._records.shard(index)
-        shard = TokenShard(shard_path(self.folder, record), self._verify, self._verified.get(index))
+        shard = self._present(record, self._verified.get(index))
         self._verified[index] = shard.verified
         if shard.origin.tokenizer != self.manifest.tokenizer_hash:
             raise DataError(
@@ -209,6 +213,17 @@ class TokenShards:
         if shard.hash != record.hash:
             raise damaged_shard(shard.path, "it is not the shard that the manifest lists (another hash)")
         return shard
+
+    def _present(self, record: ShardRecord, verified: bytearray | None) -> TokenShard:
+        """A shard that is there, or that the agent of this node brings."""
+        path = shard_path(self.folder, record)
+        if not is_cached(self.folder):
+            return TokenShard(path, self._verify, verified)
+        for _ in range(CACHE_ATTEMPTS):
+            wait_for_shard(self.folder, record.file)
+            with suppress(MissingShard):  # it may go between two looks at it
+                return TokenShard(path, self._verify, verified)
+        raise DataError(f"{path}: the cache is too small for the shards that are read at once; raise data.cache.gib")
 
     def _shard_of_token(self, token: int) -> int:
         return min(int(np.searchsorted(self._token_starts, token, side="right")) - 1, len(self._records) - 1)

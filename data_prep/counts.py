@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from data_prep.read import BadDocument, Dropped
+from data_prep.items import BadDocument, Dropped
 
 EXAMPLES = 5
 EXCERPT_CHARACTERS = 300

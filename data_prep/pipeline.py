@@ -35,11 +35,11 @@ from data_prep.folder import (
     write_quarantine,
 )
 from data_prep.growing import GrowingManifest
+from data_prep.items import BadDocument, FileRange
 from data_prep.ledger import Ledger
 from data_prep.progress import Phases
 from data_prep.ranges import plan_sources
 from data_prep.ray_tasks import RayTasks
-from data_prep.read import BadDocument, FileRange
 from data_prep.report import PrepareReport
 from data_prep.scan import ScanTask, scan_and_keep
 from data_prep.shard import ShardResult, ShardTask, shard_and_keep

@@ -7,8 +7,8 @@ source is done. The order depends on the sizes alone. It is also the order in wh
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data_prep.items import FileRange
 from data_prep.plan import plan_ranges
-from data_prep.read import FileRange
 from pretrain.data.prepare_settings import PrepareSettings
 
 
@@ -18,7 +18,7 @@ def plan_sources(prepare: PrepareSettings, folder: Path) -> list[FileRange]:
     Raises DataError, StorageError.
     """
     return interleaved(
-        {name: plan_ranges(corpus, folder, prepare.task_bytes) for name, corpus in prepare.sources.items()}
+        {name: plan_ranges(corpus, folder, prepare.task_bytes, name) for name, corpus in prepare.sources.items()}
     )
 
 

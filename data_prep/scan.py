@@ -9,9 +9,9 @@ import numpy as np
 
 from data_prep.counts import Counts
 from data_prep.dedup import KEY, as_keys, pair_keys
+from data_prep.items import FileRange
 from data_prep.ledger import Ledger, Record
 from data_prep.minhash import SIGNATURE_VERSION, signatures
-from data_prep.read import FileRange
 from data_prep.sieve import ContentHash, Read, batches, sieve_of
 from pretrain.data.corpus_settings import CorpusSettings
 from pretrain.data.prepare_settings import PrepareSettings

@@ -17,8 +17,8 @@ import numpy as np
 
 from data_prep.counts import Counts
 from data_prep.dedup import DROPPED, TRAIN, VALIDATION, as_keys
+from data_prep.items import FileRange
 from data_prep.ledger import Ledger, Record
-from data_prep.read import FileRange
 from data_prep.scan import described, keys_of
 from data_prep.shard_writer import ShardWriter, Target
 from data_prep.sieve import ContentHash, Read, batches, sieve_of

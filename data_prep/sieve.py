@@ -12,7 +12,8 @@ import xxhash
 
 from data_prep.counts import EXCERPT_CHARACTERS, Counts, Example
 from data_prep.decontaminate import Decontaminator
-from data_prep.read import BadDocument, Document, Dropped, FileRange, read_range
+from data_prep.items import BadDocument, Document, Dropped, FileRange
+from data_prep.read import read_range
 from pretrain.data.corpus_settings import CorpusSettings
 from pretrain.data.prepare_settings import PrepareSettings
 

@@ -80,7 +80,7 @@ class ShardCache:
         """
         self.folder, self._address = folder, address
         self._system, self._root = open_store(address)
-        self._budget, self._lookahead, self._needed = budget_bytes, lookahead_steps, needed
+        self._budget, self._lookahead, self.needed = budget_bytes, lookahead_steps, needed
         self._records: dict[str, ShardRecord] = {}
         self.reload()
         self._pool = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
@@ -134,7 +134,7 @@ class ShardCache:
         here = positions(self.folder) or [first_step]
         found = dict.fromkeys(self._validation)
         for step in range(min(here), max(here) + self._lookahead):
-            found.update(dict.fromkeys(self._needed(step)))
+            found.update(dict.fromkeys(self.needed(step)))
         return list(found)
 
     def close(self) -> None:

@@ -208,10 +208,10 @@ def test_a_preparation_killed_between_shards_is_finished_to_the_same_bytes(
         """
         import os, signal, sys
         from pathlib import Path
-        import data_prep.shard
+        import data_prep.shard_writer
         from tests.data_prep.corpora import data_settings, run
 
-        write, written = data_prep.shard.write_shard, []
+        write, written = data_prep.shard_writer.write_shard, []
 
         def killed(*arguments, **options):
             if len(written) == 3:
@@ -219,7 +219,7 @@ def test_a_preparation_killed_between_shards_is_finished_to_the_same_bytes(
             written.append(write(*arguments, **options))
             return written[-1]
 
-        data_prep.shard.write_shard = killed
+        data_prep.shard_writer.write_shard = killed
         run(data_settings(Path(sys.argv[1]), Path(sys.argv[2])))
         """
     )

@@ -24,8 +24,8 @@ def items(tmp_path: Path, source: str, path: Path, task_bytes: int = 1000, **cha
     """What each range holds."""
     data = data_settings(tmp_path / "data", path, source, task_bytes=task_bytes, **changes)
     assert data.prepare is not None
-    ranges = plan_ranges(data.prepare.corpus, tmp_path / "corpus", task_bytes)
-    return [list(read_range(files, data.prepare.corpus, data.prepare)) for files in ranges]
+    ranges = plan_ranges(data.prepare.sources["main"], tmp_path / "corpus", task_bytes)
+    return [list(read_range(files, data.prepare.sources["main"], data.prepare)) for files in ranges]
 
 
 def flat(found: list[list[Item]]) -> list[Item]:

@@ -78,7 +78,7 @@ def _open(path: str, name: str, file_bytes: int) -> ParquetFile:
 
 
 def _of_the_machine(error: Exception) -> bool:
-    """Whether it is a fault of a disk or a name, not of what the file holds: Arrow tells damage as OSError too, without a number."""
+    """Whether it is a fault of a disk or a name, not of what the file holds: Arrow tells damage as OSError without a number."""
     return isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is not None)
 
 

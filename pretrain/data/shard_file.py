@@ -247,8 +247,12 @@ class TokenShard:
             if self.verified[block]:
                 continue
             if _block_hash(self._view, self.layout, block) != int(self._hashes[block]):
-                raise damaged_shard(self.path, f"block {block} (bytes {block * size:,} on) does not match its checksum")
+                raise self.damaged(f"block {block} (bytes {block * size:,} on) does not match its checksum")
             self.verified[block] = 1
+
+    def damaged(self, what: str) -> DataError:
+        """What is told of a block that is damaged."""
+        return damaged_shard(self.path, what)
 
     def _read_layout(self) -> _Layout:
         size = len(self._view)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain.data.linked_shard import LINK_SUFFIX, LinkedShard
 from pretrain.data.local_shards import is_cached, wait_for_shard
 from pretrain.data.manifest import END_OF_TEXT as END_OF_TEXT
 from pretrain.data.manifest import MANIFEST_FORMAT as MANIFEST_FORMAT
@@ -195,6 +196,10 @@ class TokenShards:
             self._open.move_to_end(index)
         return shard
 
+    def let_go(self, index: int) -> None:
+        """Unmaps a shard, for a pass over all of them: a mapped page that was read counts as memory of the process."""
+        self._open.pop(index, None)
+
     def _map_shard(self, index: int) -> TokenShard:
         record = self._records.shard(index)
         shard = self._present(record, self._verified.get(index))
@@ -215,8 +220,10 @@ class TokenShards:
         return shard
 
     def _present(self, record: ShardRecord, verified: bytearray | None) -> TokenShard:
-        """A shard that is there, or that the agent of this node brings."""
+        """A shard that is there, that is linked, or that the agent of this node brings."""
         path = shard_path(self.folder, record)
+        if record.file.endswith(LINK_SUFFIX):
+            return LinkedShard(path, self.manifest.roots, self._verify, verified)
         if not is_cached(self.folder):
             return TokenShard(path, self._verify, verified)
         for _ in range(CACHE_ATTEMPTS):

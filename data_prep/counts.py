@@ -1,9 +1,10 @@
 """What was read and left out, in counts, of a range or of a corpus."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
+from data_prep.cleaning.tally import Tally
 from data_prep.items import BadDocument, Dropped
 
 EXAMPLES = 5
@@ -36,8 +37,8 @@ class Counts:
     """Readable ones that are left out, by reason."""
     contaminated: list[Example] = field(default_factory=list)
     """Some of those that share text with an eval file."""
-    tally: dict[str, Any] = field(default_factory=dict)
-    """Of data_prep.cleaning, as plain values."""
+    tally: Tally = field(default_factory=Tally)
+    """Of the cleaning, by step and rule."""
 
     def add_bad(self, document: BadDocument) -> None:
         """Something could not be read."""
@@ -61,10 +62,11 @@ class Counts:
         for reason, count in other.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
         self.contaminated = sorted([*self.contaminated, *other.contaminated])[:EXAMPLES]
+        self.tally.merge(other.tally)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the ledger."""
-        return asdict(self)
+        return {**asdict(replace(self, tally=Tally())), "tally": self.tally.to_dict()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
@@ -76,7 +78,7 @@ class Counts:
             bad=[BadDocument(**document) for document in content["bad"]],
             dropped=dict(content["dropped"]),
             contaminated=[Example(**example) for example in content["contaminated"]],
-            tally=content["tally"],
+            tally=Tally.from_dict(content["tally"]),
         )
 
     def summary(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ nothing is recorded.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -170,7 +170,7 @@ def _target(task: ShardTask, split: Split) -> Target:
     )
 
 
-def _chosen(task: ShardTask, content: ContentHash, counts: Counts) -> Iterator[tuple[Split, list[Read]]]:
+def _chosen(task: ShardTask, content: ContentHash, counts: Counts) -> Iterator[tuple[Split, Sequence[Read]]]:
     """The documents of both splits, a batch at a time, as they are to be stored."""
     judge = _judge_as_it_comes if task.judged is None else _judge_by_the_first_pass
     order = {split: _Sorted(task.prepare.task_bytes) if task.corpus.kind == "pairs" else _AsRead() for split in SPLITS}
@@ -184,7 +184,7 @@ def _chosen(task: ShardTask, content: ContentHash, counts: Counts) -> Iterator[t
 
 def _judge_by_the_first_pass(
     task: ShardTask, content: ContentHash, counts: Counts
-) -> Iterator[tuple[Split, list[Read]]]:
+) -> Iterator[tuple[Split, Sequence[Read]]]:
     assert task.judged is not None
     sieve, fates, at = sieve_of(task.prepare), task.judged.fates, 0
     for batch in batches(task.files, task.corpus, task.prepare, counts):
@@ -197,10 +197,10 @@ def _judge_by_the_first_pass(
         for split in SPLITS:
             chosen = np.flatnonzero(here == FATE_OF[split]).tolist()
             if chosen:
-                yield split, [sieve.edit(batch[place]) for place in chosen]
+                yield split, sieve.edit([batch[place] for place in chosen])
 
 
-def _judge_as_it_comes(task: ShardTask, content: ContentHash, counts: Counts) -> Iterator[tuple[Split, list[Read]]]:
+def _judge_as_it_comes(task: ShardTask, content: ContentHash, counts: Counts) -> Iterator[tuple[Split, Sequence[Read]]]:
     sieve, fraction = sieve_of(task.prepare), task.prepare.validation_fraction
     for batch in batches(task.files, task.corpus, task.prepare, counts):
         for read in batch:
@@ -222,10 +222,10 @@ def fates_by_hash(digests: list[bytes], fraction: float) -> np.ndarray:
 class _AsRead:
     """Documents in the order in which they are read."""
 
-    def add(self, batch: list[Read]) -> Iterable[list[Read]]:
+    def add(self, batch: Sequence[Read]) -> Iterable[Sequence[Read]]:
         return [batch]
 
-    def close(self) -> Iterable[list[Read]]:
+    def close(self) -> Iterable[Sequence[Read]]:
         return []
 
 
@@ -239,14 +239,14 @@ class _Sorted:
         self._limit, self._size = limit, 0
         self._pairs: list[tuple[list[bytes], Read]] = []
 
-    def add(self, batch: list[Read]) -> Iterable[list[Read]]:
+    def add(self, batch: Sequence[Read]) -> Iterable[Sequence[Read]]:
         for read in batch:
             self._pairs.append((keys_of(read), read))
             self._size += read.size
             if self._size >= self._limit:
                 yield from self.close()
 
-    def close(self) -> Iterable[list[Read]]:
+    def close(self) -> Iterable[Sequence[Read]]:
         if self._pairs:
             self._pairs.sort(key=lambda pair: pair[0])
             chosen = [read for _, read in self._pairs]
@@ -264,8 +264,9 @@ def texts_of(files: FileRange, corpus: CorpusSettings, prepare: PrepareSettings,
     """Texts (both sides of pairs), as they are kept, of the documents of a range that are wanted, (N,) bool."""
     sieve, at = sieve_of(prepare), 0
     for batch in batches(files, corpus, prepare, Counts()):
-        for place in np.flatnonzero(wanted[at : at + len(batch)]).tolist():
-            yield from sieve.edit(batch[place]).document.sides
+        chosen = [batch[place] for place in np.flatnonzero(wanted[at : at + len(batch)]).tolist()]
+        for read in sieve.edit(chosen):
+            yield from read.document.sides
         at += len(batch)
 
 

@@ -4,15 +4,16 @@ Both ways of preparing go through here. Nothing holds more than a batch of docum
 however much a compressed file of it unpacks to.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import xxhash
 
+from data_prep.cleaning.chain import Chain, Removed
 from data_prep.counts import EXCERPT_CHARACTERS, Counts, Example
 from data_prep.decontaminate import Decontaminator
-from data_prep.items import BadDocument, Document, Dropped, FileRange
+from data_prep.items import EMPTY, BadDocument, Document, Dropped, FileRange
 from data_prep.read import read_range
 from pretrain.data.corpus_settings import CorpusSettings
 from pretrain.data.prepare_settings import PrepareSettings
@@ -41,6 +42,10 @@ class Read:
         content = "\0".join((*document.sides, "")).encode()
         return cls(document, len(content) - len(document.sides), xxhash.xxh3_128_digest(content))
 
+    def with_text(self, text: str) -> "Read":
+        """The same document after an edit of its text."""
+        return self if text == self.document.sides[0] else Read.of(Document((text,)))
+
 
 class ContentHash:
     """XXH3-128 over the digests of documents, in order."""
@@ -62,24 +67,45 @@ class Sieve:
     """The cleaning of a preparation, at work."""
 
     def __init__(self, prepare: PrepareSettings) -> None:
-        """Loads what it needs. Raises DataError for an eval file that cannot be read."""
-        settings = prepare.decontamination
-        self._decontaminator = None if settings is None else Decontaminator(settings)
+        """Loads what it needs. Raises DataError, ConfigError for a file of words or evals that cannot be read."""
+        chain = Chain(prepare.cleaning) if prepare.kind == "text" else None
+        self._chain = chain if chain and chain.steps else None
+        self._decontaminator = None if prepare.decontamination is None else Decontaminator(prepare.decontamination)
 
     @property
     def identity(self) -> str:
         """Changes with whatever changes what is kept: settings, versions of the rules, contents of the eval files."""
-        return self._decontaminator.identity if self._decontaminator else ""
+        parts = (self._chain, self._decontaminator)
+        return "/".join("" if part is None else part.identity for part in parts)
 
-    def keep(self, batch: list[Read], counts: Counts) -> list[Read | None]:
+    def keep(self, batch: Sequence[Read], counts: Counts) -> list[Read | None]:
         """What is kept of each document, as it is kept; None for those that are left out, which are counted."""
-        kept = self._without_eval_text(list(batch), counts)
+        kept = self._without_eval_text(self._cleaned(batch, counts), counts)
         counts.passed += sum(read is not None for read in kept)
         return kept
 
-    def edit(self, read: Read) -> Read:
-        """A document that is known to be kept, as it is kept."""
-        return read
+    def edit(self, batch: Sequence[Read]) -> Sequence[Read]:
+        """Documents that are known to be kept, as they are kept."""
+        if self._chain is None:
+            return batch
+        edited = self._chain.edited_many([read.document.sides[0] for read in batch])
+        return [read.with_text(text) for read, text in zip(batch, edited, strict=True)]
+
+    def _cleaned(self, batch: Sequence[Read], counts: Counts) -> list[Read | None]:
+        if self._chain is None:
+            return list(batch)
+        kept: list[Read | None] = []
+        results = self._chain.run_many([read.document.sides[0] for read in batch], counts.tally)
+        for read, result in zip(batch, results, strict=True):
+            if isinstance(result, Removed):
+                counts.drop(Dropped(f"{result.step}: {result.rule}"))
+                kept.append(None)
+            elif not result.text.strip():
+                counts.drop(Dropped(EMPTY))
+                kept.append(None)
+            else:
+                kept.append(read.with_text(result.text))
+        return kept
 
     def _without_eval_text(self, batch: list[Read | None], counts: Counts) -> list[Read | None]:
         if self._decontaminator is None:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
@@ -188,39 +187,6 @@ def test_a_preparation_killed_between_shards_is_finished_to_the_same_bytes(
     assert output(folder) == output(prepared) and not list(folder.glob("*/.*"))
 
 
-def test_a_killed_preparation_leaves_no_worker_behind() -> None:
-    script = textwrap.dedent(
-        """
-        import time
-        
-        if __name__ == "__main__":
-            with Processes(1) as processes:
-                list(processes.run(abs, [1]))
-                print(*processes._pool._processes, flush=True)
-                list(processes.run(time.sleep, [600]))
-        """
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        worker = Path("/proc") / process.stdout.readline().strip() / "stat"
-        assert worker.exists()
-        process.kill()
-    deadline = time.monotonic() + 30
-    while alive(worker) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not alive(worker)
-
-
-def alive(stat: Path) -> bool:
-    """Whether the process of a /proc/PID/stat runs; one that nobody reaped does not."""
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def test_changed_settings_are_refused_with_the_difference(corpus: Path, prepared: Path) -> None:
     before = output(prepared)
     with pytest.raises(DataError, match=r"data\.prepare\.validation_fraction: 0\.2 there, 0\.3 here.*delete this one"):
@@ -333,14 +299,14 @@ def test_a_file_that_changes_under_way_is_refused(corpus: Path, prepared: Path, 
     files = plan_sources(data.prepare, tmp_path)[0]
     judged = Judged("00" * 16, np.ones(50, np.uint8))
     folder = tmp_path / "data"
-    shutil.copytree(prepared, folder)
+    folder.mkdir()
+    shutil.copy(prepared / "tokenizer.json", folder)
     task = ShardTask(
         files, data.prepare.sources["main"], data.prepare, "", judged, folder, "11" * 16, "22" * 16, folder / "records"
     )
-    records = sorted((folder / "records").rglob("*"))
     with pytest.raises(DataError, match=r"000\.txt .* changed while it was being prepared"):
         shard_and_keep(task)
-    assert not list(folder.glob("train/000000-*")) and sorted((folder / "records").rglob("*")) == records
+    assert not list(folder.rglob("*.tokens")) and not (folder / "records").exists()
 
 
 def test_shards_hold_no_more_tokens_than_they_may(tmp_path: Path) -> None:

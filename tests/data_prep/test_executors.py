@@ -74,10 +74,8 @@ def test_tasks_are_taken_as_workers_come_free() -> None:
             yield number
 
     with Processes(1) as processes:
-        run = processes.run(abs, tasks())
-        next(run)
+        next(processes.run(abs, tasks()))
         assert len(taken) <= 4
-        run.close()
 
 
 def _all(processes: Processes, tasks: list[str], done: list[str]):

@@ -243,6 +243,8 @@ def _add_data_commands(commands: Any) -> None:
     inspect.add_argument("--seed", type=_natural, default=0, metavar="S", help="of the choice; default: %(default)s")
     verify = _add(actions, "verify", "hold every block of prepared data against its checksum", "data_commands.verify")
     verify.add_argument("folder", metavar="FOLDER", help="a data folder, such as data/standard_library")
+    mix = _add(actions, "mix", "what a config's blend of sources gives: samples, tokens, epochs", "order_commands.mix")
+    _add_config(mix)
     _add_token_files(actions)
 
 

@@ -35,7 +35,7 @@ SHOWN_DAMAGE = 20
 
 def inspect(arguments: Namespace) -> None:
     """`pretrain data inspect`."""
-    console = Console()
+    console = Console(soft_wrap=True)
     for name in arguments.paths:
         path = Path(name).expanduser()
         if path.is_dir():
@@ -48,7 +48,7 @@ def inspect(arguments: Namespace) -> None:
 
 def verify(arguments: Namespace) -> None:
     """`pretrain data verify`; raises CheckFailed where something is damaged."""
-    folder, console = Path(arguments.folder).expanduser(), Console()
+    folder, console = Path(arguments.folder).expanduser(), Console(soft_wrap=True)
     manifest = read_manifest(folder)
     total = sum(int(manifest.splits[split].column("file_bytes").sum()) for split in SPLITS)
     bar = (TextColumn("verifying"), BarColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())

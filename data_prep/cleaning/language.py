@@ -14,7 +14,7 @@ from pretrain.data.cleaning_settings import LanguageSettings
 
 SOURCE = "Penedo et al. 2024 (FineWeb), section 3.1; model of Joulin et al. 2016 (fastText)"
 RULES = (
-    Rule("no_letters", "a text without letters has no language", ()),
+    Rule("no_letters", "no paper: a text without letters has no language", ()),
     Rule("other_language", SOURCE, ("languages", "sample_characters")),
     Rule("uncertain_language", SOURCE, ("min_score", "sample_characters")),
 )

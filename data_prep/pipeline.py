@@ -52,6 +52,7 @@ from pretrain.data.token_shards import (
     TOKENIZER_NAME,
     Manifest,
     SplitRecord,
+    write_manifest,
 )
 from pretrain.errors import DataError
 from pretrain.files import hash_bytes, hash_file, write_atomically
@@ -151,7 +152,7 @@ class _Preparation:
 
     def survey(self) -> _Survey:
         """Lists the corpus, hashes its documents, and decides what becomes of each."""
-        ranges = plan_ranges(self.prepare.corpus, self.corpus_folder, self.prepare.task_bytes)
+        ranges = plan_ranges(self.prepare.sources["main"], self.corpus_folder, self.prepare.task_bytes)
         scans = self.scan(ranges)
         write_quarantine(self.folder, [asdict(document) for scan in scans for document in scan.bad])
         corpus = self.check(scans)
@@ -242,18 +243,16 @@ class _Preparation:
         """Writes what makes the folder complete, the manifest last."""
         write_atomically(self.folder / TOKEN_BYTES_NAME, token_byte_lengths(tokenizer).tobytes())
         manifest = Manifest(
-            kind=self.prepare.corpus.kind,
+            kind=self.prepare.kind,
             vocab_size=vocabulary_size(tokenizer),
             tokenizer_hash=hash_file(self.folder / TOKENIZER_NAME),
             special=special_tokens(tokenizer),
-            splits={
-                split: SplitRecord(tuple(s for result in results for s in result.shards[split])) for split in SPLITS
-            },
+            splits={split: SplitRecord.of([s for result in results for s in result.shards[split]]) for split in SPLITS},
             prepare=self.prepare.model_dump(mode="json"),
             corpus=corpus,
         )
         remove_leftovers(self.folder, manifest)
-        write_atomically(self.folder / MANIFEST_NAME, manifest.to_json())
+        write_manifest(self.folder, manifest)
         return manifest
 
 

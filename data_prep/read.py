@@ -95,7 +95,7 @@ def read_range(files: FileRange, prepare: PrepareSettings) -> Iterator[Item]:
     for part in files.parts:
         try:
             with told_as_storage_error(part.path):
-                yield from _SOURCES[prepare.corpus.source](part, prepare)
+                yield from _SOURCES[prepare.sources["main"].source](part, prepare)
         except FileNotFoundError:
             raise DataError(f"{part.path}: gone since the corpus was listed; prepare again") from None
 
@@ -221,7 +221,7 @@ def _line_number(path: str, offset: int) -> int:
 
 def _row(row: Any, file: str, line: int | None, prepare: PrepareSettings) -> Item:
     """The document or pair of one row."""
-    corpus = prepare.corpus
+    corpus = prepare.sources["main"]
     names = (corpus.text_field,) if corpus.kind == "text" else (corpus.source_field or "", corpus.target_field or "")
     values = []
     for name in names:
@@ -249,7 +249,7 @@ def _read_parquet(part: Part, prepare: PrepareSettings) -> Iterator[Item]:
     import pyarrow
     import pyarrow.parquet
 
-    corpus = prepare.corpus
+    corpus = prepare.sources["main"]
     names = [corpus.text_field] if corpus.kind == "text" else [corpus.source_field or "", corpus.target_field or ""]
     try:
         with pyarrow.parquet.ParquetFile(part.path) as file:

@@ -148,13 +148,13 @@ class ContentHash:
 
 def scan_key(files: FileRange, prepare: PrepareSettings) -> str:
     """Under which the scan of a range is kept: its files as they are now, and how they are read."""
-    reading = [prepare.corpus.model_dump(), prepare.max_document_bytes, prepare.pair_max_characters]
+    reading = [prepare.sources["main"].model_dump(), prepare.max_document_bytes, prepare.pair_max_characters]
     return hash_bytes(json.dumps(["scan", files.to_dict(), reading], sort_keys=True).encode())
 
 
 def scan_range(files: FileRange, prepare: PrepareSettings) -> Scan:
     """Hashes the documents of a range and collects what is bad."""
-    columns = 1 if prepare.corpus.kind == "text" else 2
+    columns = 1 if prepare.kind == "text" else 2
     content = ContentHash()
     digests: list[bytes] = []
     sizes: list[int] = []
@@ -204,7 +204,7 @@ def shard_range(task: ShardTask) -> ShardResult:
     shards = {}
     for split in SPLITS:
         chosen = [documents[at] for at in np.flatnonzero(task.fates == FATE_OF[split])]
-        if task.prepare.corpus.kind == "pairs":
+        if task.prepare.kind == "pairs":
             # Catalogues list their messages by theme; in the order of hashes, neighbours that share a row have nothing in common.
             chosen.sort(key=_digests)
         shards[split] = tuple(_write_shards(task, split, chosen, encoder))
@@ -228,7 +228,7 @@ def _write_shards(
             np.array([len(document) for document in ids]),
             text_bytes=sum(sizes),
             origin=origin,
-            source_lengths=np.array(sources) if task.prepare.corpus.kind == "pairs" else None,
+            source_lengths=np.array(sources) if task.prepare.kind == "pairs" else None,
         )
 
     for ids, source, size in _encoded(documents, encoder):

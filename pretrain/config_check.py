@@ -7,6 +7,7 @@ neither. Every complaint is collected, one line each, so that a config is mended
 
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from pretrain.errors import ConfigError
 from pretrain.settings import Settings
 
 Part = TypeVar("Part", bound=Settings)
+_OWN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_OWN_NAME_WORDS = "a name of small letters, digits, dashes and underscores: it names folders and metrics"
 Complaint = tuple[KeyPath, str]
 
 
@@ -54,6 +57,8 @@ def _check(
         yield from _check_fields(annotation, value, path, root)
     elif get_origin(annotation) is tuple and isinstance(value, list | tuple):
         yield from _check_items(annotation, value, path, root)
+    elif get_origin(annotation) is dict and isinstance(value, dict):
+        yield from _check_names(annotation, value, path, root)
     elif not _fits(annotation, metadata, value):
         yield path, _wrong(annotation, metadata, value, path)
 
@@ -84,6 +89,15 @@ def _check_items(annotation: Any, items: Sequence[Any], path: KeyPath, root: typ
         yield from _check(argument, (), item, (*path, str(index)), root)
 
 
+def _check_names(annotation: Any, tree: dict[str, Any], path: KeyPath, root: type[Settings]) -> Iterator[Complaint]:
+    """A mapping whose keys are the user's own names."""
+    for name, value in tree.items():
+        if not isinstance(name, str) or not _OWN_NAME.fullmatch(name):
+            yield (*path, str(name)), f"{'.'.join(path)}: {name!r} must be {_OWN_NAME_WORDS}"
+        else:
+            yield from _check(get_args(annotation)[1], (), value, (*path, name), root)
+
+
 def _unwrapped(annotation: Any, metadata: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
     """An annotation without its Annotated shell, and all the bounds that belong to it."""
     if get_origin(annotation) is Annotated:
@@ -99,7 +113,9 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 def _is_container(annotation: Any) -> bool:
     annotation, _ = _unwrapped(annotation, ())
-    return get_origin(annotation) is tuple or (isinstance(annotation, type) and issubclass(annotation, BaseModel))
+    return get_origin(annotation) in (tuple, dict) or (
+        isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    )
 
 
 def _fits(annotation: Any, metadata: Sequence[Any], value: Any) -> bool:
@@ -144,6 +160,8 @@ def describe(annotation: Any, metadata: Sequence[Any]) -> str:
         if items[-1] is Ellipsis:
             return f"a list, each item {describe(items[0], ())}"
         return f"a list of {len(items)} values ({', '.join(describe(i, ()) for i in items)})"
+    if get_origin(annotation) is dict:
+        return f"a mapping of names to {describe(get_args(annotation)[1], ())}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"a mapping with the fields {', '.join(annotation.model_fields)}"
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}

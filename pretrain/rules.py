@@ -4,37 +4,25 @@ What one field may hold is said by its type, in its room's settings.py; what two
 else, so that no engine or layer has to check again. A rule is added as one row, and a test of tests/test_rules.py breaks it. The
 message names the field, its value, the rule and the nearest way out.
 
-The rows of experts are in `pretrain.expert_rules`, those of the engine in `pretrain.engine_rules`. This table is judged on the
-config alone; those of `pretrain.site_rules` on the machine, the disk and the prepared data.
-Everything is judged before a rank starts and before torch is imported.
+The rows of experts are in `pretrain.expert_rules`, those of the engine in `pretrain.engine_rules`, those of preparation in
+`pretrain.prepare_rules`. This table is judged on the config alone; those of `pretrain.site_rules` on the machine, the disk and
+the prepared data. Everything is judged before a rank starts and before torch is imported.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pretrain.config import RunConfig
 from pretrain.data.prepare_settings import PrepareSettings
-from pretrain.data.settings import DataSettings
 from pretrain.engine_rules import ENGINE_RULES
 from pretrain.errors import ConfigError, PretrainError
 from pretrain.expert_rules import LAYOUT_RULES, MODEL_RULES
+from pretrain.prepare_rules import PREPARE_RULES, Preparation
 from pretrain.resolve import pipeline_layers, streams_divide
 from pretrain.rule import Rule, Subject, divisors, listed
 
-SMALLEST_BYTE_VOCABULARY = 259
-"""256 bytes and three special tokens."""
-
 NOAM_SMALLEST_FACTOR = 0.01
 """Below it a peak_lr is a learning rate by its look, not a factor on noam's own."""
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """A data section that says how its folder is made."""
-
-    data: DataSettings
-    prepare: PrepareSettings
 
 
 def check_config(config: RunConfig) -> None:
@@ -321,51 +309,3 @@ CONFIG_RULES: tuple[Rule[RunConfig], ...] = (
     ),
 )
 """Rules of the config alone, in the order in which they are told."""
-
-PREPARE_RULES: tuple[Rule[Preparation], ...] = (
-    Rule(
-        "corpus_needs_paths",
-        lambda p: p.prepare.corpus.source in ("text", "jsonl", "parquet") and not p.prepare.corpus.paths,
-        lambda p: (
-            f"data.prepare.corpus.paths is empty, but data.prepare.corpus.source={p.prepare.corpus.source} reads files; name "
-            "files, folders or globs, for example --set 'data.prepare.corpus.paths=[corpus/**/*.txt]'"
-        ),
-    ),
-    Rule(
-        "catalogues_need_place",
-        lambda p: (
-            p.prepare.corpus.source == "message_catalogues"
-            and not p.prepare.corpus.paths
-            and not p.prepare.corpus.packages
-        ),
-        lambda p: (
-            "data.prepare.corpus.paths and .packages are empty, but source=message_catalogues reads .mo files; name files or "
-            "folders in paths, or Debian packages in packages"
-        ),
-    ),
-    Rule(
-        "hub_needs_revision",
-        lambda p: p.prepare.corpus.source == "hub" and not (p.prepare.corpus.name and p.prepare.corpus.revision),
-        lambda p: (
-            f"data.prepare.corpus.name={p.prepare.corpus.name} and .revision={p.prepare.corpus.revision} must both be set for "
-            "source=hub: only a pinned commit gives the same corpus again; take the commit from the data set's page"
-        ),
-    ),
-    Rule(
-        "corpus_fits_objective",
-        lambda p: (p.prepare.corpus.source == "message_catalogues") != (p.data.objective == "seq2seq"),
-        lambda p: (
-            f"data.objective={p.data.objective} does not fit data.prepare.corpus.source={p.prepare.corpus.source}: "
-            "message_catalogues gives pairs for seq2seq, every other source gives text for causal"
-        ),
-    ),
-    Rule(
-        "vocabulary_holds_bytes",
-        lambda p: p.prepare.tokenizer.path is None and p.prepare.tokenizer.vocab_size < SMALLEST_BYTE_VOCABULARY,
-        lambda p: (
-            f"data.prepare.tokenizer.vocab_size={p.prepare.tokenizer.vocab_size} must be at least "
-            f"{SMALLEST_BYTE_VOCABULARY}: 256 bytes and the special tokens; 8192 suits a small model"
-        ),
-    ),
-)
-"""Rules of a data section that says how its folder is made."""

@@ -313,3 +313,27 @@ def test_the_command_answers_in_under_two_seconds_without_torch(
     assert (int(ended), heavy) == (code, "[]"), done.stderr
     assert seconds < (0.5 if "--help" in arguments else 2)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.prepare.corpora.Web={source: text}", "'Web' must be a name of small letters"),
+        ("data.prepare.corpora.web={sauce: text}", "data.prepare.corpora.web.sauce is not a field"),
+        ("data.prepare.corpora.web={paths: [a]}", "data.prepare.corpora.web.source is missing"),
+        ("data.prepare.corpora.web=3", "data.prepare.corpora.web must be a mapping with the fields source"),
+        ("data.prepare.corpora=[a]", "data.prepare.corpora must be a mapping of names to a mapping with the fields"),
+    ],
+)
+def test_a_mapping_of_own_names_is_checked_by_name(override: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("quickstart", [override])
+    assert told in str(caught.value)
+
+
+def test_corpora_by_name_come_through() -> None:
+    config = load_config(
+        "quickstart", ["data.prepare.corpus=null", "data.prepare.corpora.web={source: text, paths: [a]}"]
+    )
+    assert config.data.prepare is not None
+    assert list(config.data.prepare.sources) == ["web"] and config.data.prepare.kind == "text"

@@ -9,8 +9,9 @@ import pytest
 from pretrain.config import RunConfig, load_config
 from pretrain.data.token_shards import Manifest, ShardRecord, SpecialTokens, SplitRecord
 from pretrain.errors import ConfigError, DataError, PretrainError, StorageError
+from pretrain.prepare_rules import PREPARE_RULES
 from pretrain.resolve import Machine, World, resolve
-from pretrain.rules import CONFIG_RULES, PREPARE_RULES, check_config, check_preparation
+from pretrain.rules import CONFIG_RULES, check_config, check_preparation
 from pretrain.site_rules import (
     DATA_RULES,
     DISK_RULES,
@@ -52,7 +53,7 @@ def make(tmp_path: Path) -> Callable[..., RunConfig]:
 def manifest(kind: str = "text", vocab_size: int = 300, train: int = 10_000, validation: int = 500) -> Manifest:
     def split(tokens: int) -> SplitRecord:
         record = ShardRecord("train/0.tokens", tokens, min(tokens, 10), tokens * 4, tokens * 2, "0" * 32)
-        return SplitRecord((record,))
+        return SplitRecord.of([record])
 
     return Manifest(
         kind="pairs" if kind == "pairs" else "text",
@@ -254,6 +255,11 @@ CONFIG_CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
 }
 
 PREPARE_CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
+    "corpus_is_named_once": (
+        [f"{CORPUS}=standard_library", "data.prepare.corpora.code.source=standard_library"],
+        ["data.prepare.corpus and data.prepare.corpora are both set"],
+        ["data.prepare.corpus=null"],
+    ),
     "corpus_needs_paths": (
         [f"{CORPUS}=jsonl"],
         ["data.prepare.corpus.paths is empty", f"{CORPUS}=jsonl"],
@@ -303,6 +309,27 @@ def test_all_broken_rules_are_told_at_once(make: Callable[..., RunConfig]) -> No
         ConfigError, lambda: check_config(make("layout.tp=3", "train.global_batch_tokens=300", "samples.top_p=2"))
     )
     assert told.startswith("4 settings do not fit:") and len(told.splitlines()) == 5
+
+
+def test_a_rule_of_a_corpus_names_the_one_that_breaks_it(make: Callable[..., RunConfig]) -> None:
+    named = ["data.prepare.corpora.code.source=standard_library", "data.prepare.corpora.web.source=jsonl"]
+    told = message(ConfigError, lambda: check_config(make(*named)))
+    assert told.startswith("data.prepare.corpora.web.paths is empty")
+    check_config(make(*named, "data.prepare.corpora.web.paths=[web/*.jsonl]"))
+
+
+def test_a_data_section_without_a_corpus_is_refused(make: Callable[..., RunConfig]) -> None:
+    told = message(ConfigError, lambda: check_config(make("data.prepare.validation_fraction=0.1")))
+    assert told.startswith("data.prepare.corpus is missing")
+
+
+def test_pairs_of_rows_fit_an_encoder_decoder(make: Callable[..., RunConfig]) -> None:
+    fields = ["data.prepare.corpus.source_field=en", "data.prepare.corpus.target_field=de"]
+    rows = [f"{CORPUS}=jsonl", "data.prepare.corpus.paths=[pairs.jsonl]", *fields]
+    check_config(make(*SEQ2SEQ, *rows))
+    assert "gives pairs, which data.objective=causal does not read" in message(
+        ConfigError, lambda: check_config(make(*rows))
+    )
 
 
 def test_every_rule_of_every_table_has_a_name_of_its_own() -> None:

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from pretrain.data.manifest import SPLITS, TOKENIZER_NAME, Manifest, ShardRecord
-from pretrain.data.token_shards import TokenShards, damaged_shard, missing_shard
+from pretrain.data.token_shards import TokenShards, damaged_shard, missing_shard, shard_path
 from pretrain.errors import DataError, StorageError
-from pretrain.files import hash_bytes, path_within, told_as_storage_error
+from pretrain.files import hash_bytes, told_as_storage_error
 
 READ_WHOLE_BYTES = 256 << 20
 """Up to this size every block is held against its hash before a run starts (tenths of a second). Of larger folders names and
@@ -21,7 +21,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     check_tokenizer(folder, manifest)
     records = [record for split in SPLITS for record in manifest.splits[split].shards]
     for record in records:
-        _check_size(path_within(folder, record.file), record)
+        _check_size(shard_path(folder, record), record)
     if sum(record.file_bytes for record in records) <= READ_WHOLE_BYTES:
         for split in SPLITS:
             TokenShards.open(folder, split, "read").check_all()

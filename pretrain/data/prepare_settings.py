@@ -1,14 +1,26 @@
 """The part of the config that says how `pretrain prepare` makes a data folder."""
 
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
 from pretrain.data.corpus_settings import CorpusSettings
 from pretrain.data.tokenizer_settings import TokenizerSettings
 from pretrain.settings import Fraction, PositiveInt, Settings
+
+MAIN_SOURCE = "main"
+"""Name of the source where the config names none: a single corpus."""
 
 
 class PrepareSettings(Settings):
     """What `pretrain prepare` does."""
 
-    corpus: CorpusSettings
+    corpus: CorpusSettings | None = None
+    """Where documents come from, if from one place: the source `main` of the data folder."""
+    corpora: dict[str, CorpusSettings] = Field(default_factory=dict)
+    """Where documents come from, if from several places: each is a source of its own, by the name that is given here, and can be
+    weighed when it is read."""
     tokenizer: TokenizerSettings = TokenizerSettings()
     validation_fraction: Fraction = 0.02
     """Share of documents held out for validation, chosen by a hash of their content."""
@@ -22,3 +34,13 @@ class PrepareSettings(Settings):
     """Most tokens in a shard; a single longer document still makes one."""
     task_bytes: PositiveInt = 8_388_608
     """Text that one task tokenizes, in bytes; fixed, so that output is the same for any number of workers."""
+
+    @property
+    def sources(self) -> Mapping[str, CorpusSettings]:
+        """The corpora by the names of their sources."""
+        return self.corpora or ({} if self.corpus is None else {MAIN_SOURCE: self.corpus})
+
+    @property
+    def kind(self) -> Literal["text", "pairs"]:
+        """Whether documents are plain text or source-target pairs; all corpora are of one kind."""
+        return next(iter(self.sources.values())).kind

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.data.token_shards import (
-    MANIFEST_NAME,
     TOKENIZER_NAME,
     Manifest,
     Origin,
@@ -15,6 +14,7 @@ from pretrain.data.token_shards import (
     Split,
     SplitRecord,
     token_dtype,
+    write_manifest,
     write_shard,
 )
 from pretrain.files import hash_bytes
@@ -68,9 +68,9 @@ def write_folder(
             _write(folder, split, at, documents[at : at + shard_documents], kind, vocab_size, block_bytes)
             for at in range(0, len(documents), shard_documents)
         ]
-        splits[split] = SplitRecord(tuple(records))
+        splits[split] = SplitRecord.of(records)
     manifest = Manifest("pairs" if kind == "pairs" else "text", vocab_size, TOKENIZER_HASH, SPECIAL, splits)
-    (folder / MANIFEST_NAME).write_text(manifest.to_json())
+    write_manifest(folder, manifest)
     (folder / TOKENIZER_NAME).write_bytes(TOKENIZER)
     return manifest
 

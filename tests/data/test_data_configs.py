@@ -16,7 +16,7 @@ def test_a_shipped_data_config_is_valid_and_can_be_prepared(path: Path) -> None:
     assert content.keys() == {"data"}
     data = DataSettings.model_validate(content["data"])
     assert data.prepare is not None and data.dir == f"data/{path.stem}"
-    assert (data.objective == "seq2seq") == (data.prepare.corpus.kind == "pairs")
+    assert (data.objective == "seq2seq") == (data.prepare.kind == "pairs")
 
 
 def test_there_are_configs_of_both_kinds() -> None:

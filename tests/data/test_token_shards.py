@@ -1,7 +1,8 @@
 """The shard format: what is written is read, whatever is damaged is found."""
 
-import json
 import random
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,18 @@ import pytest
 from pretrain.data.folder_check import check_files
 from pretrain.data.token_shards import (
     MANIFEST_NAME,
+    SPLITS,
+    Manifest,
     Origin,
+    ShardRecord,
+    Split,
+    SplitRecord,
     TokenShard,
     TokenShards,
     read_manifest,
     read_token_bytes,
     token_dtype,
+    write_manifest,
     write_shard,
 )
 from pretrain.errors import DataError
@@ -178,17 +185,58 @@ def test_more_shards_than_may_be_open_are_read(
 
 
 def test_a_manifest_survives_the_round_trip(folder: Path) -> None:
-    manifest = read_manifest(folder)
-    (folder / MANIFEST_NAME).write_text(manifest.to_json())
-    assert read_manifest(folder) == manifest
+    before = read_manifest(folder)
+    content, tables = (folder / MANIFEST_NAME).read_bytes(), {path.name for path in folder.glob("*.index")}
+    write_manifest(folder, before)
+    after = read_manifest(folder)
+    assert (folder / MANIFEST_NAME).read_bytes() == content
+    assert {path.name for path in folder.glob("*.index")} == tables and len(tables) == 1
+    assert [after.splits[split].shards for split in SPLITS] == [before.splits[split].shards for split in SPLITS]
+    assert (after.hash, after.sources, after.complete) == (before.hash, before.sources, before.complete)
 
 
-@pytest.mark.parametrize("name", ["../x.tokens", "/etc/passwd", "train/../../x", "a\0b", ""])
+def test_sources_are_streams_of_their_own(tmp_path: Path) -> None:
+    whole = write_folder(tmp_path, text_documents(40, 1), text_documents(3, 2))
+    named = [replace(shard, source="ab"[at % 2]) for at, shard in enumerate(whole.splits["train"].shards)]
+    splits = {**whole.splits, "train": SplitRecord.of(named)}
+    held_out = SplitRecord.of([replace(shard, source="b") for shard in whole.splits["validation"].shards])
+    write_manifest(tmp_path, replace(whole, sources=("a", "b", "c"), splits={**splits, "validation": held_out}))
+    manifest = read_manifest(tmp_path)
+    for name, first in (("a", 0), ("b", 1)):
+        mine = [shard for shard in named if shard.source == name]
+        assert list(manifest.source("train", name).shards) == mine
+        shards = TokenShards.open(tmp_path, "train", source=name)
+        assert shards.num_tokens == sum(shard.tokens for shard in mine)
+        alone = TokenShards.open(tmp_path, "train").shard(first if name == "a" else len(named) - len(mine))
+        np.testing.assert_array_equal(shards.read(0, 5), alone.read(0, 5))
+    assert manifest.source("train", "c").tokens == manifest.source("validation", "a").tokens == 0
+    assert manifest.source("validation", "b").documents == 3
+    with pytest.raises(DataError, match="'d' is no source of the data folder; it has a, b, c"):
+        TokenShards.open(tmp_path, "train", source="d")
+
+
+def test_a_growing_folder_keeps_the_table_before_the_last_for_who_is_reading(folder: Path) -> None:
+    whole = read_manifest(folder)
+    for shards in (1, 2, 3):
+        record = SplitRecord.of(whole.splits["train"].shards[:shards])
+        write_manifest(folder, replace(whole, complete=False, splits={**whole.splits, "train": record}))
+        assert len(list(folder.glob("*.index"))) == 2
+        assert len(read_manifest(folder).splits["train"]) == shards and not read_manifest(folder).complete
+    text = (folder / MANIFEST_NAME).read_text()
+    write_manifest(folder, whole)
+    assert len(list(folder.glob("*.index"))) == 1
+    (folder / MANIFEST_NAME).write_text(text)
+    with pytest.raises(DataError, match=r"its table .* is missing"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["../x.tokens", "/etc/passwd", "train/../../x", "a\0b", "", ".."])
 def test_a_manifest_cannot_name_a_file_outside(folder: Path, name: str) -> None:
-    path = folder / MANIFEST_NAME
-    content = json.loads(path.read_text())
-    content["splits"]["train"]["shards"][0]["file"] = name
-    path.write_text(json.dumps(content))
+    manifest = read_manifest(folder)
+    shards = [
+        replace(shard, file=name if at == 1 else shard.file) for at, shard in enumerate(manifest.splits["train"].shards)
+    ]
+    write_manifest(folder, replace(manifest, splits={**manifest.splits, "train": SplitRecord.of(shards)}))
     with pytest.raises(DataError, match="not a readable manifest"):
         read_manifest(folder)
 
@@ -200,7 +248,35 @@ def test_a_manifest_cannot_reach_out_by_a_link(folder: Path, tmp_path_factory: p
     shard.unlink()
     shard.symlink_to(outside)
     with pytest.raises(DataError, match="by a link"):
-        read_manifest(folder)
+        TokenShards.open(folder, "train").read(0, 1)
+    with pytest.raises(DataError, match="by a link"):
+        check_files(folder, read_manifest(folder))
+
+
+def test_any_flipped_bit_of_the_table_is_found(folder: Path) -> None:
+    (path,) = folder.glob("*.index")
+    content = path.read_bytes()
+    for place in np.random.default_rng(3).integers(0, 8 * len(content), 50).tolist():
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="not a readable manifest"):
+            read_manifest(folder)
+
+
+def test_a_table_of_ten_trillion_tokens_opens_fast_and_small(tmp_path: Path) -> None:
+    shards = [
+        ShardRecord(f"train/web/{at:06d}-000.tokens", 270_000_000, 400_000, 10**9, 540_000_000, f"{at:032x}", "web")
+        for at in range(37_038)
+    ]
+    splits: dict[Split, SplitRecord] = {"train": SplitRecord.of(shards), "validation": SplitRecord.of(shards[:1])}
+    write_manifest(tmp_path, Manifest("text", 100, "11" * 16, SPECIAL, splits, ("web",)))
+    tracemalloc.start()
+    stream = TokenShards.open(tmp_path, "train", source="web")
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert stream.num_tokens == 37_038 * 270_000_000 > 10**13
+    assert held < 10e6, f"{held:,} bytes"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}', '{"format": 1}', "\xff"])

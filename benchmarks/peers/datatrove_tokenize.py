@@ -1,15 +1,14 @@
-"""datatrove 0.10.1: ParquetReader -> DocumentTokenizer on its local executor, unshuffled, without the merging step that may follow."""
+"""datatrove: ParquetReader -> DocumentTokenizer on its local executor, unshuffled, without the merging step that may follow."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from loguru import logger
-from tree_clock import tell, timed
-
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.readers import ParquetReader
 from datatrove.pipeline.tokens import DocumentTokenizer
+from loguru import logger
+from tree_clock import tell, timed
 
 
 def main() -> None:

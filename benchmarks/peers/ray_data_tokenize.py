@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--compute", choices=("tasks", "actors"), default="tasks")
     arguments = parser.parse_args()
     ray.init(
         address="local", num_cpus=arguments.workers, num_gpus=0, include_dashboard=False, log_to_driver=False,

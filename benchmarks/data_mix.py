@@ -17,7 +17,6 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def build_mix(folder: Path, megabytes: float, sources: tuple[str, ...], console:
         console.print(f"corpus {number} of {len(sources)}: {source}")
         try:
             texts = [text for path in _files(source, folder.parent / "packages") for text in _texts(path)]
-        except (OSError, subprocess.CalledProcessError, tarfile.TarError, zipfile.BadZipFile) as error:
+        except (OSError, subprocess.CalledProcessError, tarfile.TarError) as error:
             complaint = getattr(error, "stderr", None) or str(error)
             console.print(f"  left out: {complaint.strip().splitlines()[-1]}")
             left_out.append(source)
@@ -93,8 +92,9 @@ def _files(source: str, cache: Path) -> list[Path]:
         place.mkdir(parents=True)
         if "==" in source:
             _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary=:all:", source], place)
-            for archive in [*place.glob("*.tar.gz"), *place.glob("*.zip")]:
-                shutil.unpack_archive(archive, place, **({} if archive.suffix == ".zip" else {"filter": "data"}))
+            for archive in place.glob("*.tar.gz"):
+                with tarfile.open(archive) as members:
+                    members.extractall(place, filter="data")
                 archive.unlink()
         else:
             _run(["apt-get", "-q", "download", source], place)

@@ -7,25 +7,20 @@ import argparse
 import multiprocessing
 from pathlib import Path
 
-import gigatoken
 import numpy as np
 import pyarrow.parquet as pq
+from engine import encode
 from tree_clock import tell, timed
-
-END_OF_TEXT = "<|endoftext|>"
 
 
 def tokenize(task: tuple[Path, Path, Path]) -> tuple[int, int]:
     """Writes one file's tokens; returns how many tokens and documents."""
     source, target, tokenizer_file = task
-    tokenizer = gigatoken.Tokenizer(tokenizer_file)
-    end = tokenizer.encode(END_OF_TEXT)[0]
     pieces, lengths = [], []
     for batch in pq.ParquetFile(source).iter_batches(1024, columns=["text"]):
-        encoded = tokenizer.encode_batch(batch.column(0).to_pylist(), parallel=False).layout
-        offsets, ids = np.asarray(encoded.offsets.data), np.asarray(encoded.content.data)
-        pieces.append(np.insert(ids, offsets[1:], end).astype(np.uint16))
-        lengths.append(np.diff(offsets) + 1)
+        tokens, documents = encode(str(tokenizer_file), batch.column(0).to_pylist())
+        pieces.append(tokens)
+        lengths.append(documents)
     tokens, documents = np.concatenate(pieces), np.concatenate(lengths)
     tokens.tofile(target.with_suffix(".tokens"))
     np.save(target.with_suffix(".lengths.npy"), documents)

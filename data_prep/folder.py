@@ -19,13 +19,14 @@ from pydantic import ValidationError
 from pretrain.data.prepare_settings import PrepareSettings
 from pretrain.data.settings import DataSettings
 from pretrain.data.token_shards import MANIFEST_NAME, SPLITS, TOKEN_BYTES_NAME, TOKENIZER_NAME, Manifest, read_manifest
+from pretrain.data.tokenizer_settings import ENGINE_CHOICE
 from pretrain.errors import DataError, StorageError
 from pretrain.files import hash_file, path_within, told_as_storage_error, write_atomically
 from pretrain.settings import leaves
 
 SETTINGS_NAME, RECORDS_NAME, CORPUS_NAME, LOCK_NAME = "prepare.json", "records", "corpus", ".lock"
 QUARANTINE_NAME = "quarantine.jsonl"
-WITHOUT_EFFECT = {"bad_document_limit"}
+WITHOUT_EFFECT = {"bad_document_limit", *(f"tokenizer.{name}" for name in ENGINE_CHOICE)}
 """Settings that change whether preparation stops, not what it makes."""
 
 

@@ -34,10 +34,10 @@ from data_prep.folder import (
     remove_leftovers,
     write_quarantine,
 )
+from data_prep.items import FileRange
 from data_prep.plan import plan_ranges
 from data_prep.progress import Phases
 from data_prep.ray_tasks import RayTasks
-from data_prep.read import FileRange
 from data_prep.report import PrepareReport
 from data_prep.shard import Ledger, Scan, ShardResult, ShardTask, scan_key, scan_range, shard_range, texts_of
 from data_prep.tokenize import read_tokenizer, special_tokens, token_byte_lengths, train_tokenizer, vocabulary_size
@@ -54,6 +54,7 @@ from pretrain.data.token_shards import (
     SplitRecord,
     write_manifest,
 )
+from pretrain.data.tokenizer_settings import ENGINE_CHOICE
 from pretrain.errors import DataError
 from pretrain.files import hash_bytes, hash_file, write_atomically
 
@@ -204,7 +205,9 @@ class _Preparation:
             write_atomically(path, tokenizer.to_str(pretty=True))
             return tokenizer
         source = [scan.content + hash_bytes(part.tobytes()) for _, scan, part in survey]
-        key = hash_bytes(json.dumps(["tokenizer", source, settings.model_dump()], sort_keys=True).encode())
+        key = hash_bytes(
+            json.dumps(["tokenizer", source, settings.model_dump(exclude=ENGINE_CHOICE)], sort_keys=True).encode()
+        )
         known = self.ledger.find(key)
         if known is None or not path.exists() or hash_file(path) != json.loads(known):
             with self.phases.phase("training the tokenizer", None):
@@ -267,7 +270,7 @@ def _all_there(folder: Path, result: ShardResult) -> bool:
 
 def _config_hash(prepare: PrepareSettings) -> str:
     """Of the settings that reach into the bytes of a shard."""
-    content = prepare.model_dump(mode="json", exclude={"bad_document_limit"})
+    content = prepare.model_dump(mode="json", exclude={"bad_document_limit": True, "tokenizer": ENGINE_CHOICE})
     return hash_bytes(json.dumps([MANIFEST_FORMAT, content], sort_keys=True).encode())
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from tokenizers import Tokenizer
 
 from data_prep.dedup import TRAIN, VALIDATION, as_keys, document_keys, pair_keys
-from data_prep.read import BadDocument, Document, FileRange, read_range
+from data_prep.items import BadDocument, Document, FileRange
+from data_prep.read import read_range
 from data_prep.tokenize import Encoder
 from pretrain.data.prepare_settings import PrepareSettings
 from pretrain.data.token_shards import SPLITS, TOKENIZER_NAME, Origin, ShardRecord, Split, token_dtype, write_shard
@@ -160,7 +160,7 @@ def scan_range(files: FileRange, prepare: PrepareSettings) -> Scan:
     sizes: list[int] = []
     bad: list[BadDocument] = []
     dropped: dict[str, int] = {}
-    for item in read_range(files, prepare):
+    for item in read_range(files, prepare.sources[files.source], prepare):
         if isinstance(item, Document):
             content.add(item)
             digests += _digests(item)
@@ -174,7 +174,9 @@ def scan_range(files: FileRange, prepare: PrepareSettings) -> Scan:
 
 def texts_of(files: FileRange, prepare: PrepareSettings, wanted: np.ndarray) -> Iterator[str]:
     """Texts (both sides of pairs) of the documents of a range that are wanted, (N,) bool."""
-    documents = (item for item in read_range(files, prepare) if isinstance(item, Document))
+    documents = (
+        item for item in read_range(files, prepare.sources[files.source], prepare) if isinstance(item, Document)
+    )
     for document, take in zip(documents, wanted.tolist(), strict=False):
         if take:
             yield from document.sides
@@ -191,8 +193,13 @@ def shard_range(task: ShardTask) -> ShardResult:
         DataError: a file changed since it was scanned.
         StorageError: a full disk, or a folder that cannot be written.
     """
-    encoder = Encoder(Tokenizer.from_file(str(task.folder / TOKENIZER_NAME)))
-    documents = [item for item in read_range(task.files, task.prepare) if isinstance(item, Document)]
+    settings = task.prepare.tokenizer
+    encoder = Encoder(task.folder / TOKENIZER_NAME, settings.engine, settings.audit_fraction)
+    documents = [
+        item
+        for item in read_range(task.files, task.prepare.sources[task.files.source], task.prepare)
+        if isinstance(item, Document)
+    ]
     content = ContentHash()
     for document in documents:
         content.add(document)

@@ -10,6 +10,7 @@ rank; 75 preempted, checkpoint saved, start the same command again; 130 stopped 
 
 import argparse
 import difflib
+import importlib
 import os
 import re
 import sys
@@ -126,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_config_commands(commands)
     _add_run_commands(commands)
+    _add_data_commands(commands)
     _add(commands, "doctor", "what this machine has, what is missing, and the fix", "doctor")
     return parser
 
@@ -226,8 +228,25 @@ def _add_run_commands(commands: Any) -> None:
     _add_run(_add(actions, "verify", "hold every file of every checkpoint against its hash", "verify_checkpoints"))
 
 
+def _add_data_commands(commands: Any) -> None:
+    data = commands.add_parser("data", help="look into prepared data", description="What lies in prepared data.")
+    actions = data.add_subparsers(metavar="COMMAND", required=True)
+    inspect = _add(
+        actions, "inspect", "counts, sources, lengths and random documents of prepared data", "data_commands.inspect"
+    )
+    inspect.add_argument(
+        "paths", nargs="+", metavar="PATH", help="a data folder (data/standard_library), or token shards"
+    )
+    inspect.add_argument(
+        "--samples", type=_natural, default=3, metavar="N", help="random documents of each source; default: %(default)s"
+    )
+    inspect.add_argument("--seed", type=_natural, default=0, metavar="S", help="of the choice; default: %(default)s")
+    verify = _add(actions, "verify", "hold every block of prepared data against its checksum", "data_commands.verify")
+    verify.add_argument("folder", metavar="FOLDER", help="a data folder, such as data/standard_library")
+
+
 def _add(commands: Any, name: str, summary: str, handler: str) -> argparse.ArgumentParser:
-    """A command; `handler` names its function in launch.commands, imported when the command runs."""
+    """A command; `handler` names its function in launch.commands (or another file of launch), imported when it runs."""
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.set_defaults(handler=_lazy(handler), parser=parser)
     return parser
@@ -235,9 +254,8 @@ def _add(commands: Any, name: str, summary: str, handler: str) -> argparse.Argum
 
 def _lazy(name: str) -> Callable[[Arguments], int | None]:
     def handler(arguments: Arguments) -> int | None:
-        from launch import commands
-
-        return getattr(commands, name)(arguments)
+        module, _, function = name.rpartition(".")
+        return getattr(importlib.import_module(f"launch.{module or 'commands'}"), function)(arguments)
 
     return handler
 

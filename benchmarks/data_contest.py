@@ -118,28 +118,36 @@ def summary(rounds: Rounds, goals: Sequence[Goal], units: dict[str, list[float]]
         goals: compared are the pairs that took part.
         units: work done by each contestant in each round, in MB or million tokens.
     """
-    rates = {
-        name: [done / row["work_cpu_s"] for done, row in zip(units[name], rows, strict=True)]
-        for name, rows in rounds.items()
-    }
+    work, whole = (_rates(rounds, units, clock) for clock in ("work_cpu_s", "command_cpu_s"))
     found: dict[str, Any] = {"contestants": {}, "comparisons": {}}
     for name, rows in rounds.items():
-        whole = [done / row["command_cpu_s"] for done, row in zip(units[name], rows, strict=True)]
         found["contestants"][name] = {
-            "per_cpu_s": round(statistics.median(rates[name]), 3),
-            "per_cpu_s_whole_command": round(statistics.median(whole), 3),
+            "per_cpu_s": round(statistics.median(work[name]), 3),
+            "per_cpu_s_whole_command": round(statistics.median(whole[name]), 3),
             "rounds": rows,
         }
     for goal in goals:
-        if goal.ours in rates and goal.peer in rates:
-            ratio = Ratio.of([ours / peer for ours, peer in zip(rates[goal.ours], rates[goal.peer], strict=True)])
+        if goal.ours in work and goal.peer in work:
+            ratio, commands = (_ratio(rates[goal.ours], rates[goal.peer]) for rates in (work, whole))
             found["comparisons"][f"{goal.ours} / {goal.peer}"] = {
                 "times": round(ratio.median, 3),
                 "interval_95": [round(ratio.low, 3), round(ratio.high, 3)],
+                "times_whole_command": round(commands.median, 3),
                 "goal": goal.at_least,
                 "reached": ratio.median >= goal.at_least,
             }
     return found
+
+
+def _rates(rounds: Rounds, units: dict[str, list[float]], clock: str) -> dict[str, list[float]]:
+    return {
+        name: [done / max(row[clock], 0.01) for done, row in zip(units[name], rows, strict=True)]
+        for name, rows in rounds.items()
+    }
+
+
+def _ratio(ours: Sequence[float], peers: Sequence[float]) -> Ratio:
+    return Ratio.of([one / other for one, other in zip(ours, peers, strict=True)])
 
 
 def table(title: str, unit: str, found: dict[str, Any], contestants: Sequence[Contestant], whole: str) -> Table:
@@ -153,7 +161,14 @@ def table(title: str, unit: str, found: dict[str, Any], contestants: Sequence[Co
         whole: heading of the column of whole commands; empty: none, for those that run for a set time.
     """
     shown = Table(title=title)
-    columns = ("", f"{unit} per CPU-s", *([whole] if whole else []), "pretrain is faster by (95 %)", "goal")
+    columns = (
+        "",
+        f"{unit} per CPU-s",
+        *([whole] if whole else []),
+        "pretrain is faster by (95 %)",
+        *(["as a command"] if whole else []),
+        "goal",
+    )
     for column in columns:
         shown.add_column(column, justify="left" if not column else "right")
     for contestant in contestants:
@@ -167,6 +182,7 @@ def table(title: str, unit: str, found: dict[str, Any], contestants: Sequence[Co
             f"{row['per_cpu_s']:.1f}",
             *([f"{row['per_cpu_s_whole_command']:.1f}"] if whole else []),
             f"{over['times']:.2f} x ({low:.2f} to {high:.2f})" if over else "",
+            *([f"{over['times_whole_command']:.2f} x" if over else ""] if whole else []),
             f"{over['goal']:g} x: {'reached' if over['reached'] else 'missed'}" if over else "",
         )
     return shown

@@ -52,8 +52,8 @@ class Goal:
 TOKENIZERS = (
     Contestant("ray", "pretrain, Ray tasks", OWN, ("data_ours.py", "tokenize"), ("--backend", "ray")),
     Contestant("local", "pretrain, local processes", OWN, ("data_ours.py", "tokenize"), ("--backend", "local")),
-    Contestant("pool", "plain multiprocessing, gigatoken", OWN, ("peers/pool_tokenize.py",)),
-    Contestant("ray-data", "Ray Data map_batches, gigatoken", OWN, ("peers/ray_data_tokenize.py",)),
+    Contestant("pool", "plain multiprocessing", OWN, ("peers/pool_tokenize.py",)),
+    Contestant("ray-data", "Ray Data map_batches", OWN, ("peers/ray_data_tokenize.py",)),
     Contestant("datatrove", "datatrove", "datatrove", ("peers/datatrove_tokenize.py",)),
 )
 TOKENIZER_GOALS = (Goal("ray", "datatrove", 15), Goal("ray", "ray-data", 4), Goal("ray", "pool", 0.9))

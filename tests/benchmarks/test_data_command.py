@@ -14,7 +14,7 @@ def test_contestants_make_the_same_tokens_and_the_results_say_on_what(tmp_path: 
     command = [sys.executable, "-m", "benchmarks.data", *TINY.split(), "--work", str(tmp_path), "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert "plain multiprocessing, gigatoken" in done.stdout and "left out" not in done.stdout
+    assert "plain multiprocessing" in done.stdout and "left out" not in done.stdout
     (file,) = tmp_path.glob("data-*.json")
     results = json.loads(file.read_text())
     assert {"cpu", "gigatoken", "ray"} <= results["machine"].keys() and "datatrove" in results["peers"]

@@ -8,6 +8,7 @@ alone; U+2028 and the other separators of Unicode are letters here.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
+from math import inf
 
 import numpy as np
 
@@ -67,17 +68,11 @@ class _Side:
     def lines(self) -> Iterator[bytes]:
         """Raises FileNotFoundError, StorageError."""
         at, whole = self.part.start, is_compressed(self.part.path)
-        if at == self.part.stop and not whole:
-            return
         try:
             with open_part(self.part) as file:
                 if at:
                     file.seek(at)
-                for line, size in lines_of(file, self._longest):
-                    yield line
-                    at += size
-                    if at >= self.part.stop and not whole:
-                        return
+                yield from lines_of(file, self._longest, inf if whole else self.part.stop - at)
         except Damaged as error:
             self.damage = str(error)
 

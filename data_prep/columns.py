@@ -5,6 +5,7 @@ document that names the rows that were lost; those before the damage, and the ot
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import pyarrow
@@ -33,22 +34,19 @@ def read_parquet(part: Part, corpus: CorpusSettings, prepare: PrepareSettings) -
         columns = [_Column(file.schema_arrow, name, part.name) for name in corpus.fields]
         first = sum(file.metadata.row_group(group).num_rows for group in range(part.start))
         for group in range(part.start, part.stop):
-            rows, row = file.metadata.row_group(group).num_rows, first
+            last, row = first + file.metadata.row_group(group).num_rows, first
             try:
-                for batch in _batches(file, group, columns):
-                    for values in zip(*(column.values(batch) for column in columns), strict=True):
-                        row += 1
-                        made = make(*values)
-                        yield BadDocument(part.name, row, made) if isinstance(made, str) else made
-                problem = None if row == first + rows else "it ends early"
-            except (pyarrow.ArrowException, OSError) as error:
-                if _of_the_machine(error):
-                    raise
-                problem = redacted(str(error))
+                for values in _rows(file, group, columns):
+                    row += 1
+                    made = make(*values)
+                    yield BadDocument(part.name, row, made) if isinstance(made, str) else made
+                problem = None if row == last else "it ends early"
+            except _DamagedGroup as error:
+                problem = str(error)
             if problem is not None:
-                lost = f"rows {row + 1:,} to {first + rows:,} are lost"
+                lost = f"rows {row + 1:,} to {last:,} are lost"
                 yield BadDocument(part.name, row + 1, f"damaged row group {group}, {lost}: {problem}")
-            first += rows
+            first = last
 
 
 def row_group_bytes(path: str, name: str, file_bytes: int, corpus: CorpusSettings) -> list[int]:
@@ -78,7 +76,7 @@ def _open(path: str, name: str, file_bytes: int) -> ParquetFile:
 
 
 def _of_the_machine(error: Exception) -> bool:
-    """Whether it is a fault of a disk or a name, not of what the file holds: Arrow tells damage as OSError without a number."""
+    """Whether a disk or a name is at fault, not what the file holds: Arrow tells damage as OSError too, without a number."""
     return isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is not None)
 
 
@@ -125,10 +123,33 @@ def _decoded(value: pyarrow.Scalar) -> Any:
         return Undecodable(error)
 
 
-def _batches(file: ParquetFile, group: int, columns: list[_Column]) -> Iterator[pyarrow.RecordBatch]:
+class _DamagedGroup(Exception):
+    """A row group that cannot be read to its end; the message says why."""
+
+
+def _rows(file: ParquetFile, group: int, columns: list[_Column]) -> Iterator[tuple[Any, ...]]:
+    """Values of each row. Raises _DamagedGroup behind the last row that can be read."""
     row_bytes = _bytes_read(file.metadata, group, columns) / max(file.metadata.row_group(group).num_rows, 1)
-    rows = min(max(int(BATCH_BYTES / max(row_bytes, 1)), 1), BATCH_ROWS)
-    return file.iter_batches(rows, row_groups=[group], columns=[column.path for column in columns], use_threads=False)
+    at_once = min(max(int(BATCH_BYTES / max(row_bytes, 1)), 1), BATCH_ROWS)
+    given = 0
+    for rows in (at_once, 1):  # a batch fails as a whole: the rows of it that precede the damage come singly
+        try:
+            chosen = [column.path for column in columns]
+            batches = file.iter_batches(rows, row_groups=[group], columns=chosen, use_threads=False)
+            for values in islice(_values(batches, columns), given, None):
+                given += 1
+                yield values
+            return
+        except (pyarrow.ArrowException, OSError) as error:
+            if _of_the_machine(error):
+                raise
+            problem = redacted(str(error))
+    raise _DamagedGroup(problem)
+
+
+def _values(batches: Iterator[pyarrow.RecordBatch], columns: list[_Column]) -> Iterator[tuple[Any, ...]]:
+    for batch in batches:
+        yield from zip(*(column.values(batch) for column in columns), strict=True)
 
 
 def _bytes_read(metadata: FileMetaData, group: int, columns: list[_Column]) -> int:

@@ -119,9 +119,11 @@ def _tables(corpus: CorpusSettings, local: Path | None) -> Iterator[pyarrow.Tabl
 
 def _load(corpus: CorpusSettings, local: Path | None) -> Any:
     try:
-        import datasets
+        import datasets.config
     except ImportError:
         raise DataError("source hub needs the `datasets` library: pip install datasets") from None
+    # Else every streamed data set loads torch (5 s, 400 MB) to ask whether it is in one of its loaders.
+    datasets.config.TORCH_AVAILABLE = False
     if local is not None and any((local / name).exists() for name in _SAVED):
         loaded = datasets.load_from_disk(str(local))
         if isinstance(loaded, dict):

@@ -6,6 +6,7 @@ Of a key that an object holds twice, the last value counts (as in every common p
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import Any
 
 import orjson
@@ -26,19 +27,16 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def read_jsonl(part: Part, corpus: CorpusSettings, prepare: PrepareSettings) -> Iterator[Item]:
     """Lines that begin within the part. Raises FileNotFoundError, StorageError."""
     make, longest = object_maker(corpus, prepare), LINE_BYTES_PER_DOCUMENT_BYTE * prepare.max_document_bytes
-    compressed = is_compressed(part.path)
-    stop = float("inf") if compressed else part.stop
-    at = number = 0
+    compressed, first = is_compressed(part.path), 0
     with open_part(part) as file:
         if part.start > 0:
             # A line that begins before the part belongs to the part before, and is skipped here up to its end.
             file.seek(part.start - 1)
-            at = part.start - 1 + skip_line(file)
-        first, before = at, 0 if at == 0 else None
-        if at >= stop:
-            return
+            first = part.start - 1 + skip_line(file, part.stop - part.start + 1)
+        before = 0 if first == 0 else None
+        number = 0
         try:
-            for line, size in lines_of(file, longest):
+            for line in lines_of(file, longest, inf if compressed else part.stop - first):
                 number += 1
                 made = row_of_line(line, longest, make)
                 if isinstance(made, str):
@@ -46,9 +44,6 @@ def read_jsonl(part: Part, corpus: CorpusSettings, prepare: PrepareSettings) -> 
                     yield BadDocument(part.name, before + number, made)
                 else:
                     yield made
-                at += size
-                if at >= stop:
-                    return
         except Damaged as error:
             yield BadDocument(part.name, number + 1, str(error))
 
@@ -57,15 +52,11 @@ def row_of_line(line: bytes, longest: int, make: Callable[[Any], Made]) -> Made:
     """What a line holds."""
     if len(line) > longest:
         return f"a line of more than {longest:,} bytes"
+    line = line.removeprefix(_BYTE_ORDER_MARK)
     try:
-        row = orjson.loads(line)
+        return make(orjson.loads(line))
     except orjson.JSONDecodeError as error:
-        if not line.strip():
-            return DROPPED_EMPTY
-        if line.startswith(_BYTE_ORDER_MARK):
-            return row_of_line(line.removeprefix(_BYTE_ORDER_MARK), longest, make)
-        return _why_no_json(line, error)
-    return make(row)
+        return _why_no_json(line, error) if line.strip() else DROPPED_EMPTY
 
 
 def _why_no_json(line: bytes, error: orjson.JSONDecodeError) -> str:

@@ -29,7 +29,7 @@ from data_prep.minhash import EMPTY, check_bands
 from data_prep.shingles import jaccard
 from pretrain.data.dedup_settings import DedupSettings
 
-REPRESENTATIVES = 512
+REPRESENTATIVES = 256
 """Kept documents of a band that a later one is compared with."""
 DEVIATIONS = 4
 """An estimate this many standard deviations below the limit is not looked at exactly: one in 30,000 is lost."""
@@ -168,7 +168,10 @@ class _Search:
 def _shared_bands(signatures: np.ndarray, kept: np.ndarray, settings: DedupSettings) -> tuple[np.ndarray, np.ndarray]:
     """(M,) rows and (M,) groups: who shares a band with another; a group is a value of a band."""
     taking_part = np.flatnonzero(kept)
-    taking_part = taking_part[(signatures[taking_part] != EMPTY).any(axis=1)]
+    maybe_empty = taking_part[signatures[taking_part, 0] == EMPTY]
+    taking_part = np.setdiff1d(
+        taking_part, maybe_empty[(signatures[maybe_empty] == EMPTY).all(axis=1)], assume_unique=True
+    )
     rows, groups, number = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)], 0
     for band in range(settings.bands):
         first = band * settings.rows_per_band

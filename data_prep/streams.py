@@ -7,6 +7,7 @@ takes a few hundred kilobytes. Python's own gzip module is not used: it drops wh
 import io
 import zlib
 from collections.abc import Iterator
+from math import inf
 from typing import Any, BinaryIO, Protocol
 
 import zstandard
@@ -22,6 +23,7 @@ INFLATED_BYTES = 1 << 20
 ZSTD_STEP_BYTES, ZSTD_SMALLEST_STEP_BYTES = 512, 16
 """zstandard's library has no bound for what a step gives: steps are small, and smaller where much comes out of them."""
 BUFFER_BYTES = 256 << 10
+SKIPPED_BYTES = 256 << 10
 REPLAY_BYTES = 16
 _KIND = {".gz": "gzip", ".zst": "zstd"}
 
@@ -52,20 +54,20 @@ def open_part(part: Part) -> BinaryIO:
     return io.BufferedReader(_Inflated(file, _Gzip() if suffix == ".gz" else _Zstandard(), _KIND[suffix]), BUFFER_BYTES)
 
 
-def lines_of(file: BinaryIO, longest: int) -> Iterator[tuple[bytes, int]]:
-    """Each line with its end, and the bytes that it takes; of a line of more than `longest` bytes only the beginning."""
-    readline = file.readline
-    while line := readline(longest + 1):
-        size = len(line)
-        if size > longest and not line.endswith(b"\n"):
-            size += skip_line(file)
-        yield line, size
+def lines_of(file: BinaryIO, longest: int, room: float = inf) -> Iterator[bytes]:
+    """Lines, each with its end, that begin within the next `room` bytes; of one of more than `longest` only the beginning."""
+    readline, taken = file.readline, 0
+    while taken < room and (line := readline(longest + 1)):
+        taken += len(line)
+        yield line
+        if len(line) > longest and not line.endswith(b"\n"):
+            taken += skip_line(file, room - taken)
 
 
-def skip_line(file: BinaryIO) -> int:
-    """Reads up to the end of a line; the bytes that were skipped."""
+def skip_line(file: BinaryIO, room: float = inf) -> int:
+    """Reads up to the end of a line, or `room` bytes: a file of one endless line must not be read once for every range of it."""
     skipped = 0
-    while piece := file.readline(1 << 20):
+    while skipped < room and (piece := file.readline(int(min(room - skipped, SKIPPED_BYTES)))):
         skipped += len(piece)
         if piece.endswith(b"\n"):
             break

@@ -243,6 +243,50 @@ def _add_data_commands(commands: Any) -> None:
     inspect.add_argument("--seed", type=_natural, default=0, metavar="S", help="of the choice; default: %(default)s")
     verify = _add(actions, "verify", "hold every block of prepared data against its checksum", "data_commands.verify")
     verify.add_argument("folder", metavar="FOLDER", help="a data folder, such as data/standard_library")
+    mix = _add(actions, "mix", "what a config's blend of sources gives: samples, tokens, epochs", "order_commands.mix")
+    _add_config(mix)
+    _add_token_files(actions)
+
+
+def _add_token_files(actions: Any) -> None:
+    """What other projects prepared, and what they read."""
+    taken = _add(
+        actions, "import", "token files of Megatron or datatrove -> a data folder", "data_commands.import_files"
+    )
+    taken.add_argument("files", nargs="+", metavar="FILE", help="PREFIX of PREFIX.bin and PREFIX.idx, or a .ds file")
+    taken.add_argument("--format", choices=("megatron", "datatrove"), required=True, help="what the files are")
+    taken.add_argument("--tokenizer", required=True, metavar="FILE", help="the tokenizer.json that the ids are of")
+    taken.add_argument("--out", required=True, metavar="FOLDER", help="the data folder that is made")
+    taken.add_argument(
+        "--tokens",
+        choices=("copy", "link"),
+        default="copy",
+        help="link: they stay in Megatron's files, which are read in place; default: %(default)s",
+    )
+    taken.add_argument(
+        "--document-end",
+        choices=("present", "append"),
+        default="present",
+        help="whether each document ends with the end-of-text token, or gets one; default: %(default)s",
+    )
+    taken.add_argument(
+        "--end-of-text",
+        default="<|endoftext|>",
+        metavar="TOKEN",
+        help="the tokenizer's name of it; default: %(default)s",
+    )
+    taken.add_argument(
+        "--validation", type=float, default=0.02, metavar="SHARE", help="of documents held out; default: %(default)s"
+    )
+    given = _add(
+        actions, "export", "a data folder -> token files of Megatron or datatrove", "data_commands.export_files"
+    )
+    given.add_argument("folder", metavar="FOLDER", help="a data folder")
+    given.add_argument("--format", choices=("megatron", "datatrove"), required=True, help="what is written")
+    given.add_argument(
+        "--out", required=True, metavar="FILE", help="PREFIX of PREFIX.bin and PREFIX.idx, or a .ds file"
+    )
+    given.add_argument("--split", choices=("train", "validation"), default="train", help="default: %(default)s")
 
 
 def _add(commands: Any, name: str, summary: str, handler: str) -> argparse.ArgumentParser:

@@ -20,9 +20,10 @@ from pretrain.data.inspection import (
     draw_from_shard,
     lengths_of,
 )
+from pretrain.data.linked_shard import LINK_SUFFIX, LinkedShard
 from pretrain.data.manifest import SPLITS, Manifest, read_manifest
 from pretrain.data.shard_file import TokenShard
-from pretrain.errors import CheckFailed, DataError
+from pretrain.errors import CheckFailed, ConfigError, DataError
 
 if TYPE_CHECKING:
     from pretrain.data.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ SHOWN_DAMAGE = 20
 
 def inspect(arguments: Namespace) -> None:
     """`pretrain data inspect`."""
-    console = Console()
+    console = Console(soft_wrap=True)
     for name in arguments.paths:
         path = Path(name).expanduser()
         if path.is_dir():
@@ -47,7 +48,7 @@ def inspect(arguments: Namespace) -> None:
 
 def verify(arguments: Namespace) -> None:
     """`pretrain data verify`; raises CheckFailed where something is damaged."""
-    folder, console = Path(arguments.folder).expanduser(), Console()
+    folder, console = Path(arguments.folder).expanduser(), Console(soft_wrap=True)
     manifest = read_manifest(folder)
     total = sum(int(manifest.splits[split].column("file_bytes").sum()) for split in SPLITS)
     bar = (TextColumn("verifying"), BarColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
@@ -63,6 +64,35 @@ def verify(arguments: Namespace) -> None:
         raise CheckFailed("\n  ".join([f"{folder}: {len(damage)} of its files are damaged or missing:", *shown]))
     state = "" if manifest.complete else "; it is still growing"
     console.print(f"{folder}: {shards:,} shards, {total / 1e6:,.1f} MB, every block matches its checksum{state}")
+
+
+def import_files(arguments: Namespace) -> None:
+    """`pretrain data import`."""
+    from data_prep.formats.datatrove import import_datatrove
+    from data_prep.formats.linking import link_megatron
+    from data_prep.formats.megatron import import_megatron
+
+    given = (arguments.files, arguments.out, arguments.tokenizer)
+    common = {"end_of_text": arguments.end_of_text, "validation": arguments.validation}
+    if arguments.tokens == "link":
+        if arguments.format != "megatron" or arguments.document_end != "present":
+            raise ConfigError(
+                "--tokens link reads Megatron's files as they are: --format megatron --document-end present"
+            )
+        report = link_megatron(*given, **common)
+    else:
+        take = import_megatron if arguments.format == "megatron" else import_datatrove
+        report = take(*given, document_end=arguments.document_end, **common)
+    print("\n".join(report.lines()))
+
+
+def export_files(arguments: Namespace) -> None:
+    """`pretrain data export`."""
+    from data_prep.formats.datatrove import export_datatrove
+    from data_prep.formats.megatron import export_megatron
+
+    export = export_megatron if arguments.format == "megatron" else export_datatrove
+    print("\n".join(export(Path(arguments.folder).expanduser(), arguments.split, arguments.out).lines()))
 
 
 def _inspect_folder(folder: Path, samples: int, seed: int, console: Console) -> None:
@@ -84,7 +114,7 @@ def _inspect_folder(folder: Path, samples: int, seed: int, console: Console) -> 
 
 
 def _inspect_shard(path: Path, samples: int, seed: int, console: Console) -> None:
-    shard = TokenShard(path, "read")
+    shard = _shard(path)
     layout, origin = shard.layout, shard.origin
     console.print(
         f"{path}: {layout.tokens:,} tokens of {8 * layout.token_bytes} bits, {layout.documents:,} "
@@ -100,6 +130,15 @@ def _inspect_shard(path: Path, samples: int, seed: int, console: Console) -> Non
         )
     manifest = None if folder is None else read_manifest(folder)
     _print_documents(drawn, manifest, None if folder is None else _tokenizer(folder), console)
+
+
+def _shard(path: Path) -> TokenShard:
+    if not path.name.endswith(LINK_SUFFIX):
+        return TokenShard(path, "read")
+    folder = data_folder_of(path)
+    if folder is None:
+        raise DataError(f"{path}: its data folder is not above it, whose manifest says where the tokens lie")
+    return LinkedShard(path, read_manifest(folder).roots, "read")
 
 
 def _tokenizer(folder: Path) -> "Tokenizer":

@@ -54,6 +54,10 @@ def fetch_frame(address: str, folder: Path) -> None:
     try:
         manifest = system.cat_file(f"{root}/{MANIFEST_NAME}")
         index = json.loads(manifest)["index"]["file"]
+        if json.loads(manifest).get("roots"):
+            raise DataError(
+                f"data.dir={address}: its tokens lie in other files, which a cache cannot fetch; set data.cache=null"
+            )
         for name in (index, TOKENIZER_NAME, TOKEN_BYTES_NAME):
             write_atomically(path_within(folder, name), system.cat_file(f"{root}/{name}"))
     except FileNotFoundError as error:

@@ -14,10 +14,10 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from pretrain.data.batches import validation_batches
 from pretrain.data.bigram import bigram_baseline
 from pretrain.data.micro_batch import IGNORED, MicroBatch
 from pretrain.data.token_shards import read_manifest, read_token_bytes
+from pretrain.data.validation import validation_batches
 from pretrain.decoding import Sampling
 from pretrain.engine.protocol import EvaluationResult
 from pretrain.files import read_json_lines

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from pretrain.checkpoint.format import (
     CheckpointRef,
     Metadata,
     RunState,
-    changes_of_launch,
+    allowed_of_launch,
     check_same_model,
     committed_checkpoints,
 )
@@ -31,12 +31,16 @@ from pretrain.checkpoint.load import find_checkpoint, read_run_state, restore, v
 from pretrain.checkpoint.prune import prune
 from pretrain.checkpoint.save import save
 from pretrain.config import RunConfig, read_resolved
-from pretrain.data.batches import Batches, training_batches, validation_batches
+from pretrain.data.batches import Batches, check_slices
 from pretrain.data.bigram import bigram_baseline
+from pretrain.data.feed import Feed
 from pretrain.data.micro_batch import IGNORED, MicroBatch
+from pretrain.data.plan import check_epochs
+from pretrain.data.plan_segments import PlanSegment
 from pretrain.data.token_shards import Manifest, read_manifest, read_token_bytes
+from pretrain.data.validation import validation_by_source
 from pretrain.engine.build import build_engine
-from pretrain.engine.protocol import Engine, StepResult
+from pretrain.engine.protocol import Engine, EvaluationResult, StepResult
 from pretrain.engine.world import end_world, start_world
 from pretrain.errors import CheckpointError, ConfigError, DataError, StorageError
 from pretrain.guard.anomalies import SkippedSteps
@@ -49,6 +53,8 @@ from pretrain.metrics.step_values import (
     Progress,
     StepCost,
     evaluation_values,
+    source_losses,
+    source_values,
     step_time_values,
     step_values,
 )
@@ -56,6 +62,7 @@ from pretrain.metrics.tracker import ensure_wandb_id
 from pretrain.metrics.usage import device_peak_bytes, host_bytes
 from pretrain.parallel.agreement import world_maximum, world_sum
 from pretrain.parallel.mesh import ProcessMesh
+from pretrain.resumed_order import RunOrder, fresh_order, resumed_order
 
 STEP_TIMES_KEPT = 100
 """Steps over which percentiles of the step time are taken."""
@@ -167,26 +174,35 @@ def build(launch: Launch, mesh: ProcessMesh, start: Start | None, stop: StopSign
         "data_rank": mesh.batch.rank,
         "data_size": mesh.batch.size,
     }
-    validation = validation_batches(config.data, sequences=config.evaluation.sequences, **rows)
-    batches = training_batches(
-        config.data,
-        seed=config.run.seed,
+    check_slices(config.global_batch_sequences, rows["micro_batch_sequences"], rows["data_size"])
+    feed = Feed(config.data, config.run.seed, launch.logs.console.message)
+    order = _order(launch, feed, start)
+    repeats = check_epochs(
+        config.data, feed.plan, order.segments[-1].place(order.segments[-1].sample(config.train.steps))
+    )
+    validation = validation_by_source(config.data, sequences=config.evaluation.sequences, **rows)
+    batches = Batches(
+        feed,
         global_batch_sequences=config.global_batch_sequences,
         first_step=engine.step,
+        prefetch=config.data.prefetch,
+        memory="pinned" if mesh.device.type == "cuda" else "pageable",
         **rows,
     )
-    _check_order(launch, batches, start)
     announce(
         launch.logs,
         overview(config, launch.manifest, engine, start.ref.path if start else None),
-        batches.notes,
+        (*batches.notes, *repeats),
         launch.generation,
         load_s,
     )
+    if order.told is not None:
+        launch.logs.event("order_segment", order.told, **order.segments[-1].model_dump(mode="json"))
     return Training(
         launch=launch,
         engine=engine,
         batches=batches,
+        segments=order.segments,
         validation=validation,
         validation_bytes=_target_bytes(launch, validation, mesh),
         arithmetic=arithmetic_of(config, mesh),
@@ -205,7 +221,10 @@ class Training:
     launch: Launch
     engine: Engine
     batches: Batches
-    validation: Sequence[MicroBatch]
+    segments: tuple[PlanSegment, ...]
+    """Of the order of samples; see `plan_segments`."""
+    validation: Mapping[str, Sequence[MicroBatch]]
+    """By source of the data."""
     validation_bytes: int
     """Bytes of text that all validation targets stand for."""
     arithmetic: Arithmetic
@@ -269,10 +288,11 @@ class Training:
     def _values(self, result: StepResult, cost: StepCost) -> dict[str, float]:
         """The row of the step; what of it concerns a reader is told at once."""
         step, console = self.engine.step, self.logs.console
-        samples = step * self.config.global_batch_sequences
-        progress = Progress(self.targets, samples, samples / self.batches.num_samples, self.engine.skipped_steps)
+        batches = self.batches
+        progress = Progress(self.targets, batches.next_sample, batches.passes, self.engine.skipped_steps)
         self.step_times_s.append(cost.duration_s)
         values = step_values(result, cost, self.arithmetic, progress) | self.save_cost
+        values |= source_values(batches.source_samples, batches.source_epochs, self.config.data.sequence_length)
         self.save_cost = {}
         if result.skipped:
             told = f"step {step:,} is skipped on all ranks: its gradient is not finite"
@@ -288,7 +308,9 @@ class Training:
         return interval is not None and step % interval == 0
 
     def _evaluate(self) -> dict[str, float]:
-        self.evaluation = evaluation_values(self.engine.evaluate(self.validation), self.validation_bytes)
+        parts = {name: self.engine.evaluate(batches) for name, batches in self.validation.items()}
+        whole = evaluation_values(EvaluationResult.sum([*parts.values()]), self.validation_bytes)
+        self.evaluation = whole | source_losses(parts)
         told = ("eval/loss", "eval/perplexity", "eval/bits_per_byte")
         self.logs.console.evaluation(self.engine.step, {n: v for n, v in self.evaluation.items() if n in told})
         return self.evaluation
@@ -319,7 +341,9 @@ class Training:
             model=self.config.model.model_dump(mode="json"),
             layout=layout_sizes(self.config),
             precision=self.config.train.precision,
-            next_sample=self.engine.step * self.config.global_batch_sequences,
+            next_sample=self.batches.next_sample,
+            source_samples=self.batches.source_samples,
+            segments=self.segments,
             targets=self.targets,
             skipped_steps=self.engine.skipped_steps,
             loss_scale=self.engine.loss_scale,
@@ -380,27 +404,23 @@ def _wandb_id(run_dir: Path) -> str:
     return ensure_wandb_id(run_dir)
 
 
-def _check_order(launch: Launch, batches: Batches, start: Start | None) -> None:
-    """A resumed run must meet the order of samples that it left, or it would repeat some and skip others.
-
-    Raises DataError where it changed unasked; a change that the user allowed at this launch is no surprise.
-    """
-    if start is None or start.metadata.state.plan_hash == batches.plan_hash:
-        return
-    allowed = changes_of_launch(launch.run_dir, launch.generation)
-    if not any(change.startswith(("data.", "run.seed", "train.")) for change in allowed):
-        batches.close()
-        raise DataError(
-            f"{launch.config.data.dir}: the training samples or their order are not those of the run up to step "
-            f"{start.ref.step}; going on would repeat some and skip others. Put the data back, or start a new run "
-            "(--set name=NEW-NAME)"
-        )
+def _order(launch: Launch, feed: Feed, start: Start | None) -> RunOrder:
+    """Puts the feed where the run stands. Raises DataError where the order of samples changed unasked."""
+    batch = launch.config.global_batch_sequences
+    if start is None:
+        return fresh_order(feed, batch)
+    allowed = allowed_of_launch(launch.run_dir, launch.generation)
+    return resumed_order(feed, start.metadata.state, start.ref.step, batch, allowed, launch.config.data.dir)
 
 
-def _target_bytes(launch: Launch, batches: Sequence[MicroBatch], mesh: ProcessMesh) -> int:
+def _target_bytes(launch: Launch, validation: Mapping[str, Sequence[MicroBatch]], mesh: ProcessMesh) -> int:
     """Bytes of text that the validation targets of all data ranks stand for; every rank calls it."""
     token_bytes = torch.from_numpy(read_token_bytes(launch.config.data.folder, launch.manifest).astype("int64"))
-    mine = sum(int(token_bytes[batch.labels[batch.labels != IGNORED]].sum()) for batch in batches)
+    mine = sum(
+        int(token_bytes[batch.labels[batch.labels != IGNORED]].sum())
+        for batches in validation.values()
+        for batch in batches
+    )
     # Ranks that differ in any other coordinate than that of the batch read the same rows.
     return round(world_sum([float(mine)], mesh)[0] * mesh.batch.size / mesh.layout.world_size)
 

@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 from torch.nn import functional as F
 
-from pretrain.data.batches import validation_batches
 from pretrain.data.bigram import bigram_baseline
 from pretrain.data.micro_batch import IGNORED
+from pretrain.data.validation import validation_batches
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.evaluate import evaluate, evaluate_losses, sum_losses
 from pretrain.files import append_json_line

@@ -17,6 +17,7 @@ from pretrain.checkpoint.tensor_file import HashedFile
 from pretrain.config import RunConfig
 from pretrain.data.batches import Batches
 from pretrain.data.micro_batch import MicroBatch
+from pretrain.data.plan_segments import PlanSegment
 from pretrain.data.token_shards import Manifest
 from pretrain.engine.protocol import StepResult
 from pretrain.errors import CheckpointError, Interrupted, Preempted, RankFault, StorageError
@@ -59,12 +60,24 @@ class Recorder:
 class FakeBatches:
     """As much of Batches as the loop uses; a step's batch is a function of the step."""
 
-    num_samples = 100
     plan_hash = "plan"
     wait_s = 0.0
+    source_epochs: Mapping[str, float] = {}
 
     def __init__(self, first_step: int) -> None:
         self.step = first_step
+
+    @property
+    def next_sample(self) -> int:
+        return self.step
+
+    @property
+    def passes(self) -> float:
+        return self.step / 100
+
+    @property
+    def source_samples(self) -> dict[str, int]:
+        return {"main": self.step}
 
     def __iter__(self) -> Iterator[Sequence[MicroBatch]]:
         return self
@@ -100,7 +113,8 @@ def training(run_dir: Path, engine: FakeEngine | None = None, generation: int = 
         launch=Launch(chosen, run_dir, generation, manifest, "wandb-id", logs),
         engine=engine,
         batches=cast("Batches", FakeBatches(engine.step)),
-        validation=[micro_batch(1000)],
+        segments=(PlanSegment(global_batch_sequences=1, plan_hash="plan"),),
+        validation={"main": [micro_batch(1000)]},
         validation_bytes=12,
         arithmetic=Arithmetic(flops_per_token=1e6, num_devices=1, peak_flops=None),
         stop=StopSignals(),

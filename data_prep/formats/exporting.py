@@ -88,7 +88,7 @@ def outputs(*paths: Path) -> Iterator[list[IO[bytes]]]:
     for path in paths:
         if path.exists():
             raise DataError(f"{path}: exists; delete it, or give another name")
-    with ExitStack() as stack, told_as_storage_error(paths[0]):
+    with told_as_storage_error(paths[0]), ExitStack() as stack:
         files: dict[Path, IO[bytes]] = {}
         for path in paths:
             try:

@@ -83,10 +83,10 @@ class ImportReport:
     def lines(self) -> list[str]:
         """The report for people."""
         counts = ", ".join(f"{self.tokens[split]:,} tokens of {split}" for split in SPLITS)
-        documents = sum(self.documents.values())
+        documents, files = sum(self.documents.values()), "file" if self.files == 1 else "files"
         return [
             f"{self.folder}: {counts}, vocabulary {self.vocab_size:,}",
-            f"  {documents:,} documents from {self.files:,} {self.format} files in {self.seconds:.1f} s; "
+            f"  {documents:,} documents from {self.files:,} {files} ({self.format}) in {self.seconds:.1f} s; "
             f"left out: {self.empty_documents:,} empty",
             *(f"  {note}" for note in self.notes),
         ]

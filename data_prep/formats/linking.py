@@ -72,7 +72,7 @@ def link_megatron(
         corpus = {"format": "megatron, linked", "document_end": "present", "empty": work.empty}
         manifest = finish_folder(folder, known, work.writers, held_out, corpus, work.roots)
     notes = tuple(f"tokens stay in {root}; they must not change" for root in work.roots)
-    return ImportReport.of("linked megatron", folder, len(files) + len(held_files), manifest, notes, started)
+    return ImportReport.of("megatron, linked", folder, len(files) + len(held_files), manifest, notes, started)
 
 
 def _check_type(file: TokenFile) -> None:

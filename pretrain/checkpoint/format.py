@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from pretrain.checkpoint.boxes import Piece
+from pretrain.data.plan_segments import PlanSegment
 from pretrain.engine.loss_scale import LossScale
 from pretrain.errors import CheckpointError
 from pretrain.files import hash_bytes, read_json_lines
@@ -119,7 +120,11 @@ class RunState(Settings):
     skipped_windows: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
     """Ranges of samples [start, stop) that were passed over."""
     plan_hash: str
-    """Of the order of samples."""
+    """Of the order of samples, as far as they were consumed."""
+    source_samples: dict[str, NonNegativeInt] = Field(default_factory=dict)
+    """Of `next_sample`, those of each source."""
+    segments: tuple[PlanSegment, ...] = ()
+    """Which order of samples was in force from which step on; the last is that of the next sample."""
     tokenizer_hash: str
     wandb_id: str | None = None
     """The W&B run in which a resumed run goes on."""
@@ -193,6 +198,13 @@ def changes_of_launch(run_dir: Path, generation: int) -> list[str]:
     """What a launch changed of the config, as the launcher noted it: lines such as `data.dir: old -> new`."""
     rows = read_json_lines(run_dir / ATTEMPTS)
     return [str(change) for row in rows if row.get("generation") == generation for change in row.get("changes", ())]
+
+
+def allowed_of_launch(run_dir: Path, generation: int) -> list[str]:
+    """The fields that a launch may change, those that it did change included."""
+    rows = [row for row in read_json_lines(run_dir / ATTEMPTS) if row.get("generation") == generation]
+    named = [str(name) for row in rows for name in row.get("allowed", ())]
+    return named + [change.split(":")[0] for change in changes_of_launch(run_dir, generation)]
 
 
 def stored_checkpoints(run_dir: Path) -> list[CheckpointRef]:

@@ -5,30 +5,36 @@
         for micro_batches in batches:      # a list of MicroBatch, one step
             engine.train_step(micro_batches)
 
-The global batch of step k is the samples at positions k*G .. k*G + G - 1 of the order; data rank d takes the d-th of `data_size`
-equal runs of them. Nothing is communicated, and the union over the ranks is the same for every data-parallel size.
+The global batch of step k is G samples of the plan from `segment.sample(k)` on; data rank d takes the d-th of `data_size` equal
+runs of them. Nothing is communicated, and the union over the ranks is the same for every data-parallel size.
 
-Way of the tokens: memory map -> preallocated arrays -> one prefetch thread. There are no worker processes: they cost more
-(pickling, copies, start-up) than the reading itself. The arrays are a ring: **a step's tensors stay valid until the next step
-is asked for**; who keeps them longer must clone them.
+Way of the tokens: memory map -> preallocated arrays, pinned where the device is a GPU -> one prefetch thread. There are no worker
+processes: they cost more (pickling, copies, start-up) than the reading itself. The arrays are a ring: **a step's tensors stay
+valid until the next step is asked for**; who keeps them longer must clone them. The order is computed for several steps at once,
+since a call costs as much as some hundred samples.
 """
 
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 
+from pretrain.data.feed import Feed
+from pretrain.data.follow import Waiting
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.data.objectives import Objective, Rows, build_objective
-from pretrain.data.sample_order import SampleOrder, plan_hash
+from pretrain.data.objectives import Allocator, Rows
+from pretrain.data.plan_segments import first_segment
 from pretrain.data.settings import DataSettings
-from pretrain.data.token_shards import TokenShards
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import ConfigError
+
+ORDERED_AT_ONCE = 1024
+"""Samples of a rank whose order is computed in one go."""
+Memory = Literal["pageable", "pinned"]
 
 
 class Batches:
@@ -36,8 +42,7 @@ class Batches:
 
     def __init__(
         self,
-        objective: Objective,
-        order: SampleOrder,
+        feed: Feed,
         *,
         global_batch_sequences: int,
         micro_batch_sequences: int,
@@ -45,14 +50,18 @@ class Batches:
         data_size: int,
         first_step: int,
         prefetch: int,
-        plan_facts: Mapping[str, Any],
+        memory: Memory = "pageable",
     ) -> None:
-        _check_slices(global_batch_sequences, micro_batch_sequences, data_size)
-        self._objective, self._order = objective, order
+        """Starts to read; the feed must stand in the segment of the first step.
+
+        Raises ConfigError where the global batch does not divide by data ranks and micro-batches.
+        """
+        check_slices(global_batch_sequences, micro_batch_sequences, data_size)
+        self._feed = feed
+        objective = feed.objective
         self._global, self._micro = global_batch_sequences, micro_batch_sequences
         self._rank, self._rows = data_rank, global_batch_sequences // data_size
-        self.plan_hash: str = plan_hash(plan_facts)
-        """Fingerprint of the order of samples: what a resumed run must find unchanged."""
+        self._sequence_length = objective.sequence_length
         self.notes: tuple[str, ...] = objective.notes
         """Sentences for the user: sequences that are cut."""
         self.step = first_step
@@ -63,7 +72,9 @@ class Batches:
         # One slot more than are queued is being filled, and one more is in the consumer's hands.
         self._free: queue.SimpleQueue[Rows | None] = queue.SimpleQueue()
         for _ in range(prefetch + 2):
-            self._free.put(Rows.empty(self._rows, objective.widths, objective.sequence_length))
+            rows = Rows.empty(self._rows, objective.widths, objective.sequence_length, _allocator(memory))
+            objective.lay_out(rows)
+            self._free.put(rows)
         self._ready: queue.SimpleQueue[Rows | BaseException] = queue.SimpleQueue()
         self._held: Rows | None = None
         self._failure: BaseException | None = None
@@ -72,23 +83,50 @@ class Batches:
         self._thread.start()
 
     @property
+    def plan_hash(self) -> str:
+        """Fingerprint of the order of samples up to the step that comes next: what a resumed run must find unchanged."""
+        return self._feed.hash_at(self.next_sample)
+
+    @property
+    def next_sample(self) -> int:
+        """Samples of all ranks before the step that comes next."""
+        return self._feed.segment.sample(self.step)
+
+    @property
     def tokens_seen(self) -> int:
-        """(Target) tokens of all ranks before the step that comes next, padding included."""
-        return self.step * self._global * self._objective.sequence_length
+        """(Target) tokens of all ranks before the step that comes next, padding included; at the length that is read now."""
+        return self.next_sample * self._sequence_length
+
+    @property
+    def source_samples(self) -> dict[str, int]:
+        """Samples that each source has given before the step that comes next."""
+        return dict(self._feed.counts(self.next_sample))
+
+    @property
+    def source_epochs(self) -> dict[str, float]:
+        """Passes over each source before the step that comes next; of sources whose size is known."""
+        return self._feed.plan.epochs(self._feed.segment.place(self.next_sample))
 
     @property
     def epoch(self) -> int:
-        """Epoch of the first sample of the step that comes next."""
-        return self._order.epoch(self.step * self._global)
+        """Whole passes over all sources before the step that comes next, as many samples as they have counted as one."""
+        return int(self.passes)
+
+    @property
+    def passes(self) -> float:
+        """Samples before the step that comes next, over those that all sources have; 0 while that is not known."""
+        plan = self._feed.plan
+        known = all(source.complete for source in plan.sources)
+        return self._feed.segment.place(self.next_sample) / self.num_samples if known else 0.0
 
     @property
     def num_samples(self) -> int:
-        """Samples of an epoch."""
-        return self._order.size
+        """Samples of an epoch of all sources, as far as they are known."""
+        return sum(source.samples for source in self._feed.plan.sources)
 
     def samples(self, step: int) -> np.ndarray:
-        """(G,) sample numbers of a step's global batch, in order."""
-        return self._order.samples(step * self._global, self._global)
+        """(G,) windows of a step's global batch, in order, each within its source."""
+        return self._feed.places([self._feed.segment.sample(step)], self._global)[0][1]
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         return self
@@ -109,7 +147,7 @@ class Batches:
             raise rows
         self._held = rows
         self.step += 1
-        return [_micro_batch(rows.part(at, at + self._micro)) for at in range(0, self._rows, self._micro)]
+        return [micro_batch(rows.part(at, at + self._micro)) for at in range(0, self._rows, self._micro)]
 
     def close(self) -> None:
         """Ends the thread. Iterating afterwards is an error."""
@@ -128,15 +166,35 @@ class Batches:
 
     def _work(self, step: int) -> None:
         try:
-            while (rows := self._free.get()) is not None and not self._closing.is_set():
-                first = step * self._global + self._rank * self._rows
+            for first, place in self._places(step):
+                rows = self._free.get()
+                if rows is None or self._closing.is_set():
+                    return
                 rows.fields["sample"][:] = np.arange(first, first + self._rows)
-                self._objective.fill(self._order.samples(first, self._rows), rows)
+                self._feed.fill(place, rows)
                 self._ready.put(rows)
-                step += 1
+        except Waiting:
+            return
         except BaseException as error:
             # Raised again in the consumer: a thread that dies silently would leave it waiting for ever.
             self._ready.put(error)
+
+    def _places(self, step: int) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+        """The first sample of this rank's part of each step, and what stands there."""
+        ahead = max(1, ORDERED_AT_ONCE // self._rows)
+        while True:
+            mine = self._rank * self._rows
+            firsts = [self._feed.segment.sample(step + at) + mine for at in range(ahead)]
+            places = self._feed.places(firsts, self._rows, self._closing)
+            yield from zip(firsts, places, strict=False)  # fewer places where the folder still grows
+            step += len(places)
+
+
+def _allocator(memory: Memory) -> Allocator:
+    if memory == "pageable":
+        return lambda shape: np.empty(shape, dtype=np.int64)
+    # The array keeps the tensor alive.
+    return lambda shape: torch.empty(shape, dtype=torch.int64, pin_memory=True).numpy()
 
 
 def training_batches(
@@ -149,84 +207,27 @@ def training_batches(
     data_size: int,
     first_step: int,
 ) -> Batches:
-    """The training batches of one data rank from a step on.
+    """The training batches of one data rank of a run of one segment, from a step on.
 
     Raises:
-        ConfigError: the global batch does not divide by data ranks and micro-batches.
+        ConfigError: the global batch does not divide by data ranks and micro-batches; weights and sources do not fit.
         DataError: the data folder is missing, damaged, of the wrong kind, or smaller than one sequence.
     """
-    _check_slices(global_batch_sequences, micro_batch_sequences, data_size)
-    shards = TokenShards.open(data.folder, "train", data.verify)
-    objective = build_objective(data, shards)
-    order = training_order(data, objective, seed)
+    check_slices(global_batch_sequences, micro_batch_sequences, data_size)
+    feed = Feed(data, seed)
     return Batches(
-        objective,
-        order,
+        feed.enter(first_segment(feed.plan, global_batch_sequences)),
         global_batch_sequences=global_batch_sequences,
         micro_batch_sequences=micro_batch_sequences,
         data_rank=data_rank,
         data_size=data_size,
         first_step=first_step,
         prefetch=data.prefetch,
-        plan_facts={
-            "shards": shards.manifest.hash,
-            "tokenizer": shards.manifest.tokenizer_hash,
-            "seed": seed,
-            "num_samples": order.size,
-            **objective.facts,
-        },
     )
 
 
-def training_order(data: DataSettings, objective: Objective, seed: int) -> SampleOrder:
-    """The order of a training split. Raises DataError where it has not one full sample."""
-    if objective.num_samples < 1:
-        raise DataError(
-            f"{data.dir}: the training split is shorter than one sequence of {data.sequence_length} tokens; "
-            "prepare a larger corpus, or lower data.sequence_length"
-        )
-    return SampleOrder(objective.num_samples, seed, "train")
-
-
-def validation_batches(
-    data: DataSettings, *, sequences: int | None, micro_batch_sequences: int, data_rank: int, data_size: int
-) -> list[MicroBatch]:
-    """The part of the validation set that one data rank evaluates; every rank gets the same number of micro-batches.
-
-    Args:
-        data: of the run.
-        sequences: rows in all, evenly spread over the split, the same ones every time; None: every target once.
-        micro_batch_sequences: rows of a micro-batch; the last ones are filled up with rows that hold no target.
-        data_rank: place in the data axis.
-        data_size: ranks of the data axis.
-
-    Raises:
-        DataError: the data folder is missing or damaged, or nothing is held out.
-    """
-    shards = TokenShards.open(data.folder, "validation", data.verify)
-    objective = build_objective(data, shards)
-    available = objective.num_validation_samples
-    if available < 1:
-        raise DataError(
-            f"{data.dir}: the validation split is empty; raise data.prepare.validation_fraction and prepare again"
-        )
-    count = available if sequences is None else min(sequences, available)
-    samples = np.arange(count, dtype=np.int64) * available // count
-    steps = -(-count // (micro_batch_sequences * data_size))
-    found = []
-    for step in range(steps):
-        first = (step * data_size + data_rank) * micro_batch_sequences
-        rows = Rows.empty(micro_batch_sequences, objective.widths, objective.sequence_length)
-        rows.clear(objective.padding)
-        rows.fields["sample"].fill(-1)
-        mine = samples[first : first + micro_batch_sequences]
-        rows.fields["sample"][: len(mine)] = mine
-        objective.fill(mine, rows)
-        found.append(_micro_batch(rows))
-    return found
-
-
-def _check_slices(global_batch: int, micro_batch: int, data_size: int) -> None:
+def check_slices(global_batch: int, micro_batch: int, data_size: int) -> None:
+    """Raises ConfigError where a global batch does not divide by data ranks and micro-batches."""
     if global_batch < 1 or global_batch % (micro_batch * data_size):
         raise ConfigError(
             f"train.global_batch_tokens makes {global_batch} sequences a step, which do not divide into micro-batches "
@@ -235,7 +236,8 @@ def _check_slices(global_batch: int, micro_batch: int, data_size: int) -> None:
         )
 
 
-def _micro_batch(rows: Rows) -> MicroBatch:
+def micro_batch(rows: Rows) -> MicroBatch:
+    """Rows as tensors that share their memory."""
     return MicroBatch(
         {name: torch.from_numpy(array) for name, array in rows.fields.items()}, torch.from_numpy(rows.labels)
     )

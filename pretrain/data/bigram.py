@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.data.batches import training_order, validation_batches
+from pretrain.data.feed import Feed
 from pretrain.data.micro_batch import IGNORED, MicroBatch
-from pretrain.data.objectives import Rows, build_objective
+from pretrain.data.objectives import Rows
+from pretrain.data.plan_segments import first_segment
 from pretrain.data.settings import DataSettings
-from pretrain.data.token_shards import TokenShards
+from pretrain.data.validation import validation_batches
 
 CHUNK_ROWS = 256
 
@@ -84,21 +85,22 @@ def bigram_baseline(
     Raises:
         DataError: the data folder is missing or damaged.
     """
-    shards = TokenShards.open(data.folder, "train", data.verify)
-    objective = build_objective(data, shards)
-    order = training_order(data, objective, seed)
-    # A second epoch shows nothing new: repeated counts would only spoil the discount.
-    samples = np.sort(order.samples(0, min(steps * global_batch_sequences, order.size)))
+    feed = Feed(data, seed)
+    feed.enter(first_segment(feed.plan, global_batch_sequences))
     contexts, targets = [], []
-    rows = Rows.empty(CHUNK_ROWS, objective.widths, objective.sequence_length)
-    for start in range(0, len(samples), CHUNK_ROWS):
-        chunk = samples[start : start + CHUNK_ROWS]
-        objective.fill(chunk, rows)
-        part = rows.part(0, len(chunk))
+    rows = Rows.empty(CHUNK_ROWS, feed.objective.widths, feed.objective.sequence_length)
+    feed.objective.lay_out(rows)
+    total = steps * global_batch_sequences
+    for start in range(0, total, CHUNK_ROWS):
+        sources, epochs, windows = feed.plan.samples(start, min(CHUNK_ROWS, total - start))
+        # A second epoch shows nothing new: repeated counts would only spoil the discount.
+        first = epochs == 0
+        feed.fill((sources[first], windows[first]), rows)
+        part = rows.part(0, int(first.sum()))
         valid = part.labels != IGNORED
         contexts.append(part.fields["tokens"][valid])
         targets.append(part.labels[valid])
-    model = BigramModel.fit(np.concatenate(contexts), np.concatenate(targets), shards.manifest.vocab_size)
+    model = BigramModel.fit(np.concatenate(contexts), np.concatenate(targets), feed.vocab_size)
     held_out = validation_batches(data, sequences=sequences, micro_batch_sequences=64, data_rank=0, data_size=1)
     return model.loss(*valid_pairs(held_out))
 

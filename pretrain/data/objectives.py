@@ -13,7 +13,7 @@ and told. Alternative not taken: sorting by length, which makes batches of one k
 Cost: 12 bytes of memory a pair.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,10 @@ from pretrain.data.settings import DataSettings
 from pretrain.data.token_shards import TokenShards
 from pretrain.errors import DataError
 
+Allocator = Callable[[tuple[int, ...]], np.ndarray]
+"""Makes an int64 array of a shape."""
+CHUNK_TOKENS = 1 << 17
+"""Tokens that are widened at once: what is made of them on the way stays in a core's cache."""
 TARGET_FIELDS, SOURCE_FIELDS = ("tokens", "positions", "documents"), ("source_tokens", "source_documents")
 
 
@@ -35,13 +39,13 @@ class Rows:
     labels: np.ndarray
 
     @classmethod
-    def empty(cls, rows: int, widths: Mapping[str, int], sequence_length: int) -> "Rows":
-        """Unfilled rows of the given widths."""
-        fields: dict[str, np.ndarray] = {}
-        for name, width in widths.items():
-            fields[name] = np.empty((rows, width), dtype=np.int64)
-        fields["sample"] = np.empty(rows, dtype=np.int64)
-        return cls(fields, np.empty((rows, sequence_length), dtype=np.int64))
+    def empty(
+        cls, rows: int, widths: Mapping[str, int], sequence_length: int, allocate: "Allocator | None" = None
+    ) -> "Rows":
+        """Unfilled rows of the given widths; `allocate` makes the arrays."""
+        make: Allocator = allocate or (lambda shape: np.empty(shape, dtype=np.int64))
+        fields = {name: make((rows, width)) for name, width in widths.items()}
+        return cls({**fields, "sample": make((rows,))}, make((rows, sequence_length)))
 
     def part(self, start: int, stop: int) -> "Rows":
         """Views of some of the rows."""
@@ -56,85 +60,149 @@ class Rows:
 
 
 class Objective(Protocol):
-    """What turns sample numbers into rows."""
+    """What turns sample numbers of one or several sources into rows."""
 
     widths: Mapping[str, int]
     """Fields of a row, `sample` aside, and their widths."""
     sequence_length: int
     padding: int
     """Id that fills up rows."""
-    num_samples: int
-    """Samples of a training epoch; all rows are full where the objective can fill them."""
-    num_validation_samples: int
-    """Samples that cover every target of the split once; the last may be short."""
+    source_samples: tuple[int, ...]
+    """Samples of a training epoch of each source; all rows are full where the objective can fill them."""
+    source_validation_samples: tuple[int, ...]
+    """Samples of each source that cover every target of the split once; its last may be short."""
     facts: Mapping[str, Any]
     """What the rows depend on beside the shards; enters the plan hash."""
     notes: tuple[str, ...]
     """What the user should be told, in sentences: sequences that are cut."""
 
-    def fill(self, samples: np.ndarray, rows: Rows) -> None:
-        """Fills as many rows as there are samples, `sample` aside. Raises DataError for damage."""
+    @property
+    def num_samples(self) -> int:
+        """Of all sources."""
+        ...
+
+    @property
+    def num_validation_samples(self) -> int:
+        """Of all sources."""
+        ...
+
+    def lay_out(self, rows: Rows) -> None:
+        """Fills what is the same in every row of every batch; once, before the first `fill` of these rows."""
+        ...
+
+    def fill(self, samples: np.ndarray, rows: Rows, sources: np.ndarray | None = None) -> None:
+        """Fills as many rows as there are samples, `sample` aside. Raises DataError for damage.
+
+        Args:
+            samples: (N,) numbers within their sources.
+            rows: N or more.
+            sources: (N,) of each sample; None: all of the first.
+        """
         ...
 
 
-def build_objective(data: DataSettings, shards: TokenShards) -> Objective:
-    """The objective that the config asks for. Raises DataError where the data cannot serve it."""
+def build_objective(data: DataSettings, *streams: TokenShards) -> Objective:
+    """The objective that the config asks for, over one stream a source. Raises DataError where the data cannot serve it."""
     if data.objective == "seq2seq":
-        return PairRows(shards, data.sequence_length, data.source_length or data.sequence_length, data.pair_packing)
-    return CausalWindows(shards, data.sequence_length, data.document_mask)
+        source_length = data.source_length or data.sequence_length
+        pairs = [PairRows(stream, data.sequence_length, source_length, data.pair_packing) for stream in streams]
+        return pairs[0] if len(pairs) == 1 else PairSources(pairs)
+    return CausalWindows(streams, data.sequence_length, data.document_mask)
 
 
 class CausalWindows:
-    """Windows over the stream of tokens, next-token prediction."""
+    """Windows over streams of tokens, next-token prediction.
+
+    The ends of documents are found by comparing the stored 16-bit tokens, 0.15 us a window of 2,048; bisection over the index of
+    the shard takes 3 us in numpy calls.
+    """
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, shards: TokenShards, sequence_length: int, document_mask: str) -> None:
-        self._shards = shards
+    def __init__(self, streams: TokenShards | Sequence[TokenShards], sequence_length: int, document_mask: str) -> None:
+        self.streams = (streams,) if isinstance(streams, TokenShards) else tuple(streams)
         self._isolate = document_mask == "isolate"
         self._count = np.arange(sequence_length, dtype=np.int64)
         self.sequence_length = sequence_length
-        self.padding = shards.manifest.special.padding
-        self._end_of_text = shards.manifest.special.end_of_text
+        manifest = self.streams[0].manifest
+        self.padding = manifest.special.padding
+        self._end_of_text = manifest.special.end_of_text
+        self._chunk = max(1, CHUNK_TOKENS // sequence_length)
+        self._stored = np.zeros((self._chunk, sequence_length + 1), dtype=manifest.dtype)
         self.widths: Mapping[str, int] = dict.fromkeys(TARGET_FIELDS, sequence_length)
         self.facts: Mapping[str, Any] = {
             "objective": "causal",
             "sequence_length": sequence_length,
             "document_mask": document_mask,
         }
-        targets = max(shards.num_tokens - 1, 0)
-        self.num_samples = targets // sequence_length
-        self.num_validation_samples = -(-targets // sequence_length)
+        targets = [max(stream.num_tokens - 1, 0) for stream in self.streams]
+        self.source_samples = tuple(count // sequence_length for count in targets)
+        self.source_validation_samples = tuple(-(-count // sequence_length) for count in targets)
 
-    def fill(self, samples: np.ndarray, rows: Rows) -> None:
+    @property
+    def num_samples(self) -> int:
+        """Windows of all sources."""
+        return sum(self.source_samples)
+
+    @property
+    def num_validation_samples(self) -> int:
+        """Windows of all sources, short ones included."""
+        return sum(self.source_validation_samples)
+
+    def lay_out(self, rows: Rows) -> None:
+        """Positions and documents, where ends of documents do not show in them."""
+        if not self._isolate:
+            rows.fields["positions"][:] = self._count
+            rows.fields["documents"].fill(0)
+
+    def fill(self, samples: np.ndarray, rows: Rows, sources: np.ndarray | None = None) -> None:
         """Fills rows with the windows of these numbers."""
-        rows = rows.part(0, len(samples))
-        tokens, labels = rows.fields["tokens"], rows.labels
-        rows.fields["positions"][:] = self._count
-        rows.fields["documents"].fill(0)
-        for row, ids in enumerate(self._shards.read_windows(samples * self.sequence_length, self.sequence_length + 1)):
-            filled = len(ids) - 1  # S, but for the last window of the stream
-            if filled < self.sequence_length:
-                rows.part(row, row + 1).clear(self.padding)
-                rows.fields["documents"][row, :filled] = 0
-            tokens[row, :filled] = ids[:-1]
-            labels[row, :filled] = ids[1:]
-        if self._isolate:
-            self._separate(rows)
+        for first in range(0, len(samples), self._chunk):
+            some = slice(first, first + self._chunk)
+            mine = None if sources is None else sources[some]
+            self._fill(samples[some], rows.part(first, min(some.stop, len(samples))), mine)
 
-    def _separate(self, rows: Rows) -> None:
+    def _fill(self, samples: np.ndarray, rows: Rows, sources: np.ndarray | None) -> None:
+        stored = self._stored[: len(samples)]
+        short = self._gather(samples, sources, stored)
+        rows.fields["tokens"][:] = stored[:, :-1]
+        rows.labels[:] = stored[:, 1:]
+        if self._isolate:
+            self._separate(stored, rows)
+        for row, filled in short:
+            Rows(
+                {name: rows.fields[name][row : row + 1, filled:] for name in TARGET_FIELDS},
+                rows.labels[row : row + 1, filled:],
+            ).clear(self.padding)
+
+    def _gather(self, samples: np.ndarray, sources: np.ndarray | None, stored: np.ndarray) -> list[tuple[int, int]]:
+        """Copies windows (N, S + 1) as they are stored; returns rows that got fewer targets than S, and how many."""
+        found = []
+        for number, stream in enumerate(self.streams):
+            at = np.arange(len(samples)) if sources is None else np.flatnonzero(sources == number)
+            if len(at):
+                got = stream.gather(samples[at] * self.sequence_length, stored, at) - 1
+                few = np.flatnonzero(got < self.sequence_length)
+                found += zip(at[few].tolist(), got[few].tolist(), strict=True)
+            if sources is None:
+                break
+        return found
+
+    def _separate(self, stored: np.ndarray, rows: Rows) -> None:
         """Numbers the documents of each row, restarts positions, and takes away the targets that cross from one to the next."""
-        ends = (
-            rows.fields["tokens"] == self._end_of_text
-        )  # (B, S); no text holds this id, and every document ends with it
-        rows.labels[ends] = IGNORED
-        some = np.flatnonzero(ends[:, :-1].any(axis=1))
-        starts = np.zeros((len(some), self.sequence_length), dtype=bool)
-        starts[:, 1:] = ends[some, :-1]
-        padded = rows.fields["documents"][some] < 0
-        rows.fields["documents"][some] = np.where(padded, -1, np.cumsum(starts, axis=1))
-        first = np.maximum.accumulate(np.where(starts, self._count, 0), axis=1)
-        rows.fields["positions"][some] = np.where(padded, 0, self._count - first)
+        count, length = len(stored), self.sequence_length
+        # No text holds this id, and every document ends with it.
+        row, column = np.divmod(np.flatnonzero(stored == self._end_of_text), length + 1)
+        inside = column < length  # the last token of a window is a label alone
+        row, column = row[inside], column[inside]
+        rows.labels[row, column] = IGNORED
+        firsts, behind = np.arange(0, count * length, length), row * length + column + 1
+        starts = np.sort(np.concatenate([firsts, behind[column < length - 1]]))
+        lengths = np.diff(starts, append=count * length)
+        place = starts % length
+        numbers = np.arange(len(starts)) - np.searchsorted(starts, starts - place)
+        rows.fields["documents"][:] = np.repeat(numbers, lengths).reshape(count, length)
+        np.subtract(self._count, np.repeat(place, lengths).reshape(count, length), out=rows.fields["positions"])
 
 
 class PairRows:
@@ -173,21 +241,29 @@ class PairRows:
             source_length, sequence_length, packing,
         )  # fmt: skip
         self.num_samples = self.num_validation_samples = len(self._row_starts) - 1
+        self.source_samples = self.source_validation_samples = (self.num_samples,)
         self.notes = _cut_notes(self._sources, source_length, "source", "data.source_length")
         self.notes += _cut_notes(targets, sequence_length, "target", "data.sequence_length")
 
-    def fill(self, samples: np.ndarray, rows: Rows) -> None:
+    def lay_out(self, rows: Rows) -> None:
+        """Nothing: every row is another one."""
+
+    def fill(self, samples: np.ndarray, rows: Rows, sources: np.ndarray | None = None) -> None:
         """Fills rows with the pairs that the plan gives them."""
         rows.part(0, len(samples)).clear(self.padding)
         for row, sample in enumerate(samples.tolist()):
-            first, last = int(self._row_starts[sample]), int(self._row_starts[sample + 1])
-            start = int(self._starts[first])
-            ids = self._shards.read(start, int(self._starts[last]))
-            source_at = target_at = 0
-            for number, pair in enumerate(range(first, last)):
-                pair_ids = ids[self._starts[pair] - start : self._starts[pair + 1] - start]
-                source_at += self._put_source(rows, row, source_at, number, pair_ids[: self._sources[pair]])
-                target_at += self._put_target(rows, row, target_at, number, pair_ids[self._sources[pair] :])
+            self.put(sample, rows, row)
+
+    def put(self, sample: int, rows: Rows, row: int) -> None:
+        """Fills one row, which must be clear."""
+        first, last = int(self._row_starts[sample]), int(self._row_starts[sample + 1])
+        start = int(self._starts[first])
+        ids = self._shards.read(start, int(self._starts[last]))
+        source_at = target_at = 0
+        for number, pair in enumerate(range(first, last)):
+            pair_ids = ids[self._starts[pair] - start : self._starts[pair + 1] - start]
+            source_at += self._put_source(rows, row, source_at, number, pair_ids[: self._sources[pair]])
+            target_at += self._put_target(rows, row, target_at, number, pair_ids[self._sources[pair] :])
 
     def pair(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Whole source and target of a pair, without special tokens. Raises DataError for damage."""
@@ -214,6 +290,28 @@ class PairRows:
         rows.fields["positions"][row, at : at + count] = np.arange(count)
         rows.fields["documents"][row, at : at + count] = number
         return count
+
+
+class PairSources:
+    """Rows of pairs of several sources; a row holds pairs of one."""
+
+    def __init__(self, parts: Sequence[PairRows]) -> None:
+        self._parts, first = tuple(parts), parts[0]
+        self.sequence_length, self.padding = first.sequence_length, first.padding
+        self.widths, self.facts = first.widths, first.facts
+        self.source_samples = self.source_validation_samples = tuple(part.num_samples for part in parts)
+        self.num_samples = self.num_validation_samples = sum(self.source_samples)
+        self.notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
+
+    def lay_out(self, rows: Rows) -> None:
+        """Nothing: every row is another one."""
+
+    def fill(self, samples: np.ndarray, rows: Rows, sources: np.ndarray | None = None) -> None:
+        """Fills rows with the pairs that the plans of their sources give them."""
+        rows.part(0, len(samples)).clear(self.padding)
+        numbers = [0] * len(samples) if sources is None else sources.tolist()
+        for row, (sample, source) in enumerate(zip(samples.tolist(), numbers, strict=True)):
+            self._parts[source].put(sample, rows, row)
 
 
 def _plan_rows(sources: np.ndarray, targets: np.ndarray, source_length: int, length: int, packing: str) -> np.ndarray:

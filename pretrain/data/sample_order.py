@@ -93,14 +93,17 @@ class SampleOrder:
 
     def samples(self, start: int, count: int) -> np.ndarray:
         """(count,) int64 sample numbers at positions start .. start + count - 1."""
-        parts = []
-        stop = start + count
-        while start < stop:
-            epoch, first = divmod(start, self.size)
-            last = min(self.size, first + stop - start)
-            parts.append(self._permutation(epoch)(np.arange(first, last, dtype=np.int64)))
-            start += last - first
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int64), *parts])
+        return self.samples_at(np.arange(start, start + count))
+
+    def samples_at(self, positions: np.ndarray) -> np.ndarray:
+        """(N,) int64 sample numbers at (N,) int64 positions, which ascend."""
+        found, done = np.empty(len(positions), np.int64), 0
+        while done < len(positions):
+            epoch = int(positions[done]) // self.size
+            stop = int(np.searchsorted(positions, (epoch + 1) * self.size))
+            found[done:stop] = self._permutation(epoch)(positions[done:stop] - epoch * self.size)
+            done = stop
+        return found
 
     def epoch(self, position: int) -> int:
         """Number of the epoch that a position lies in."""

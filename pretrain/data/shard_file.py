@@ -194,6 +194,8 @@ class TokenShard:
         """As the manifest lists it."""
         self._verify = verify
         self.verified = bytearray(self.layout.blocks) if verified is None else verified
+        self.all_verified = verify == "never" or self.verified.find(0) < 0
+        """Nothing is left to be checked."""
         self.tokens = self._array(f"<u{self.layout.token_bytes}", _HEADER.size, self.layout.tokens)
         """(T,) a view of the file; reading it directly checks nothing."""
         self._anchors = self._array("<u8", self.layout.anchors_at, -(-self.layout.documents // ANCHOR_DOCUMENTS))
@@ -209,6 +211,13 @@ class TokenShard:
         width = self.layout.token_bytes
         self.check(_HEADER.size + start * width, _HEADER.size + stop * width)
         return self.tokens[start:stop]
+
+    def copy(self, start: int, stop: int, out: np.ndarray) -> None:
+        """`read` into the first elements of `out`."""
+        if not self.all_verified:
+            width = self.layout.token_bytes
+            self.check(_HEADER.size + start * width, _HEADER.size + stop * width)
+        out[: stop - start] = self.tokens[start:stop]
 
     def lengths(self) -> np.ndarray:
         """(N,) tokens of each document."""
@@ -249,6 +258,7 @@ class TokenShard:
             if _block_hash(self._view, self.layout, block) != int(self._hashes[block]):
                 raise self.damaged(f"block {block} (bytes {block * size:,} on) does not match its checksum")
             self.verified[block] = 1
+        self.all_verified = self.verified.find(0) < 0
 
     def damaged(self, what: str) -> DataError:
         """What is told of a block that is damaged."""

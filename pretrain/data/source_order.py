@@ -25,8 +25,8 @@ class SourceOrder(Protocol):
     size: int
     """Windows of an epoch."""
 
-    def samples(self, start: int, count: int) -> np.ndarray:
-        """(count,) int64 windows at positions start .. start + count - 1."""
+    def samples_at(self, positions: np.ndarray) -> np.ndarray:
+        """(N,) int64 windows at (N,) int64 positions, which ascend."""
         ...
 
 
@@ -52,17 +52,18 @@ class ErasOfSource:
 
         self._permutation = permutation
 
-    def samples(self, start: int, count: int) -> np.ndarray:
-        """(count,) int64 windows at positions start .. start + count - 1."""
-        parts, stop = [np.empty(0, np.int64)], start + count
-        while start < stop:
-            epoch, within = divmod(start, self.size)
-            number, first = divmod(within, self._era)
+    def samples_at(self, positions: np.ndarray) -> np.ndarray:
+        """(N,) int64 windows at (N,) int64 positions, which ascend."""
+        found, done = np.empty(len(positions), np.int64), 0
+        while done < len(positions):
+            epoch, within = divmod(int(positions[done]), self.size)
+            number = within // self._era
             permutation = self._permutation(epoch, number)
-            last = min(permutation.size, first + stop - start)
-            parts.append(permutation(np.arange(first, last, dtype=np.int64)) + number * self._era)
-            start += last - first
-        return parts[1] if len(parts) == 2 else np.concatenate(parts)
+            first = epoch * self.size + number * self._era
+            stop = int(np.searchsorted(positions, first + permutation.size))
+            found[done:stop] = permutation(positions[done:stop] - first) + number * self._era
+            done = stop
+        return found
 
 
 def shuffled_source(size: int, seed: int, purpose: str) -> SampleOrder:

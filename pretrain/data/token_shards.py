@@ -78,6 +78,7 @@ class TokenShards:
         self.manifest = manifest
         self.split: Split = split
         self._verify: Verify = verify
+        self._source = source
         self._records = manifest.splits[split] if source is None else manifest.source(split, source)
         # Prefix sums as int64: 10T tokens and more than 2^32 documents fit.
         self._token_starts = np.concatenate([[0], np.cumsum(self._records.column("tokens"))])
@@ -130,6 +131,34 @@ class TokenShards:
                 yield self.shard(index).read(start - offset, stop - offset)
             else:
                 yield self.read(start, stop)
+
+    def gather(self, starts: np.ndarray, out: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Copies the tokens from each of the (N,) starts on into the rows of `out` (M, L) that `rows` (N,) names.
+
+        Returns (N,) how many each got: L, or fewer at the end of the stream. Raises DataError for damage.
+        """
+        assert len(starts) == 0 or 0 <= starts.min() <= starts.max() < self.num_tokens, "windows beyond the stream"
+        counts = np.minimum(self.num_tokens - starts, out.shape[1])
+        indices = self._token_starts.searchsorted(starts, side="right") - 1
+        firsts, within = starts - self._token_starts[indices], self._token_starts[indices + 1] - starts
+        whole = (counts <= within).tolist()
+        lasts = (firsts + counts).tolist()
+        shard = self.shard
+        for row, index, first, last, is_whole in zip(
+            rows.tolist(), indices.tolist(), firsts.tolist(), lasts, whole, strict=True
+        ):
+            if is_whole:
+                shard(index).copy(first, last, out[row])
+            else:
+                start = int(self._token_starts[index])
+                out[row, : last - first] = self.read(start + first, start + last)
+        return counts
+
+    def grown(self, manifest: Manifest) -> "TokenShards":
+        """The stream after its source got more shards behind those that it had; what is open and checked stays so."""
+        grown = TokenShards(self.folder, manifest, self.split, self._verify, self._source)
+        grown._open, grown._verified = self._open, self._verified
+        return grown
 
     def document_at(self, token: int) -> int:
         """The document of the stream that a token belongs to."""

@@ -63,6 +63,15 @@ class EvaluationResult:
     targets_by_position: torch.Tensor
     """(S,) int64: valid targets at each position."""
 
+    @staticmethod
+    def sum(parts: "Sequence[EvaluationResult]") -> "EvaluationResult":
+        """Of one set that was evaluated in parts."""
+        first, *others = parts
+        losses, targets = first.loss_by_position, first.targets_by_position
+        for part in others:
+            losses, targets = losses + part.loss_by_position, targets + part.targets_by_position
+        return EvaluationResult(losses, targets)
+
     @property
     def loss(self) -> float:
         """Cross-entropy per valid target, in nats."""

@@ -6,7 +6,7 @@ is known: bf16 on a GPU of the table.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pretrain.engine.protocol import EvaluationResult, StepResult
@@ -81,6 +81,22 @@ def step_values(result: StepResult, cost: StepCost, arithmetic: Arithmetic, prog
     if cost.device_peak_bytes:
         values["memory/device_peak_gib"] = cost.device_peak_bytes / GIB
     return values
+
+
+def source_values(samples: Mapping[str, int], epochs: Mapping[str, float], sequence_length: int) -> dict[str, float]:
+    """Tokens (padding included) and passes so far of each source of the data, where there are several.
+
+    `samples` and `epochs` are by the name of the source; `epochs` lacks those whose size is not known yet.
+    """
+    if len(samples) < 2:
+        return {}
+    tokens = {f"data/tokens/{name}": float(count * sequence_length) for name, count in samples.items()}
+    return tokens | {f"data/epochs/{name}": passes for name, passes in epochs.items()}
+
+
+def source_losses(results: Mapping[str, EvaluationResult]) -> dict[str, float]:
+    """Validation loss by source, where there are several."""
+    return {f"eval/loss/{name}": result.loss for name, result in results.items()} if len(results) > 1 else {}
 
 
 def step_time_values(durations_s: Sequence[float]) -> dict[str, float]:

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.data.batches import training_batches, validation_batches
+from pretrain.data.batches import training_batches
 from pretrain.data.bigram import BigramModel, bigram_baseline, valid_pairs
 from pretrain.data.settings import DataSettings
+from pretrain.data.validation import validation_batches
 from tests.data.folders import write_folder
 
 V = 50

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.data.batches import Batches, training_batches, validation_batches
+from pretrain.data.batches import Batches, training_batches
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.settings import DataSettings
 from pretrain.data.token_shards import TokenShards
+from pretrain.data.validation import validation_batches
 from pretrain.errors import ConfigError, DataError
 from tests.data.folders import counted_pairs, text_documents, write_folder
 

@@ -19,6 +19,7 @@ def filled(objective: CausalWindows | PairRows, samples: np.ndarray) -> Rows:
     rows = Rows.empty(len(samples), objective.widths, objective.sequence_length)
     for array in (*rows.fields.values(), rows.labels):
         array.fill(-77)  # what a fill forgets shows
+    objective.lay_out(rows)
     objective.fill(samples, rows)
     return rows
 

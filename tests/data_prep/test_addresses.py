@@ -219,10 +219,6 @@ def test_the_plan_does_not_depend_on_the_order_of_a_listing(
     corpus = corpus_of("jsonl", "counting://data")
     before = plan_ranges(corpus, tmp_path, 1000, "web", 7)
     assert before[0].source == "web" and [files.index for files in before] == list(range(7, 7 + len(before)))
-    find = CountingFileSystem.find
-    monkeypatch.setattr(
-        CountingFileSystem,
-        "find",
-        lambda self, *args, **options: dict(reversed(find(self, *args, **options).items())),
-    )
+    find: Any = CountingFileSystem.find
+    monkeypatch.setattr(CountingFileSystem, "find", lambda *a, **options: dict(reversed(find(*a, **options).items())))
     assert plan_ranges(corpus, tmp_path, 1000, "web", 7) == before

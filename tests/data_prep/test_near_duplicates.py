@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from data_prep import near_duplicates, shingles
+from data_prep import minhash, near_duplicates, shingles
 from data_prep.minhash import EMPTY, signatures
 from data_prep.near_duplicates import Twins, find_twins
 from data_prep.shingles import jaccard, shingle_sets
@@ -146,14 +146,17 @@ def test_a_group_of_20_000_equal_signatures_costs_no_square(verify: str) -> None
     assert time.process_time() - start < 1.0
 
 
-def test_a_group_that_shares_bands_but_differs_costs_no_square(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_duplicates, "REPRESENTATIVES", 8)
-    source = np.random.default_rng(0)
-    alike = source.integers(0, 2**31, (3000, 128), dtype=np.uint32)
-    alike[:, :100] = 7
-    settings = DedupSettings(method="minhash", verify="signature", similarity=1.0)
-    found = find_twins(alike, np.ones(3000, dtype=bool), settings, lambda rows: [])
-    assert not found.drop.any() and found.candidates == 3000 and found.comparisons == 0
+@pytest.mark.parametrize(("representatives", "found"), [(2, False), (3, True)])
+def test_of_a_crowded_band_the_first_kept_ones_are_compared(
+    monkeypatch: pytest.MonkeyPatch, representatives: int, found: bool
+) -> None:
+    monkeypatch.setattr(near_duplicates, "REPRESENTATIVES", representatives)
+    rows = np.random.default_rng(0).integers(0, 2**31, (4, 128), dtype=np.uint32)
+    rows[:, :6] = 7
+    rows[3] = np.where(np.arange(128) % 6 == 0, rows[3], rows[2])  # alike in five slots of six, in one whole band
+    settings = DedupSettings(method="minhash", verify="signature")
+    twins = find_twins(rows, np.ones(4, dtype=bool), settings, lambda rows: [])
+    assert twins.drop.tolist() == [False, False, False, found]
 
 
 def test_sets_are_forgotten_once_no_later_document_needs_them() -> None:
@@ -192,5 +195,6 @@ def test_the_bands_compare_99_percent_of_the_pairs_at_the_limit() -> None:
 
 def test_the_environment_is_left_as_it_was() -> None:
     before = dict(os.environ)
+    minhash._use_one_thread.cache_clear()
     signatures(["a b c"], SETTINGS)
     assert dict(os.environ) == before

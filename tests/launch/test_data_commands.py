@@ -84,3 +84,26 @@ def test_what_is_no_data_is_told_without_a_traceback(
     Path("text.txt").write_text("no shard")
     code, _, error = command("data", *words)
     assert code == 3 and error.startswith("error: ") and words[1] in error
+
+
+@pytest.mark.parametrize("tokens", ["copy", "link"])
+def test_what_is_exported_is_imported_again(folder: Path, command: Command, tmp_path: Path, tokens: str) -> None:
+    tokenizer = folder / "tokenizer.json"
+    assert command("data", "export", folder, "--format", "megatron", "--out", tmp_path / "a")[0] == 0
+    words = ["--format", "megatron", "--tokenizer", tokenizer, "--out", tmp_path / "back", "--tokens", tokens]
+    code, out, error = command("data", "import", tmp_path / "a", *words, "--validation", "0.2")
+    assert code == 0, error
+    back = [TokenShards.open(tmp_path / "back", split) for split in ("train", "validation")]
+    before = TokenShards.open(folder, "train")
+    assert sum(shards.num_tokens for shards in back) == before.num_tokens and f"{back[0].num_tokens:,}" in out
+    if tokens == "link":
+        np.testing.assert_array_equal(back[0].read(0, back[0].num_tokens), before.read(0, back[0].num_tokens))
+    assert command("data", "verify", tmp_path / "back")[0] == 0
+    assert command("data", "inspect", tmp_path / "back", next((tmp_path / "back" / "train").iterdir()))[0] == 0
+
+
+def test_a_link_of_another_format_is_refused(command: Command) -> None:
+    code, _, error = command(
+        "data", "import", "x.ds", "--format", "datatrove", "--tokenizer", "t", "--out", "o", "--tokens", "link"
+    )
+    assert code == 2 and "--format megatron" in error

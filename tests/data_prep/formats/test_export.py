@@ -1,10 +1,11 @@
+from errno import ENOSPC
 from pathlib import Path
 
 import pytest
 
 from data_prep.formats.datatrove import _for_people, export_datatrove, import_datatrove
 from data_prep.formats.megatron import export_megatron, import_megatron
-from pretrain.errors import DataError
+from pretrain.errors import DataError, StorageError
 from tests.data.folders import write_folder
 from tests.data_prep.formats.samples import GOLDEN, LARGE, SMALL, documents, stored, write_tokenizer
 
@@ -55,6 +56,18 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
         export_megatron(tmp_path / "data", "train", tmp_path / "out/m")
     with pytest.raises(DataError, match="does not match its checksum"):
         export_datatrove(tmp_path / "data", "train", tmp_path / "out/d.ds")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "data", [[5, 6]], [], vocab_size=SMALL)
+
+    def full(handle: int) -> None:
+        raise OSError(ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("data_prep.formats.exporting.os.fsync", full)
+    with pytest.raises(StorageError, match="no space is left"):
+        export_megatron(tmp_path / "data", "train", tmp_path / "out/m")
     assert list((tmp_path / "out").iterdir()) == []
 
 

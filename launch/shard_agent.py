@@ -29,7 +29,7 @@ from pretrain.data.local_shards import is_cached
 from pretrain.data.manifest import read_manifest
 from pretrain.data.needed_shards import NeededShards
 from pretrain.data.plan import build_plan
-from pretrain.errors import DataError, PretrainError, RankFault
+from pretrain.errors import ConfigError, DataError, PretrainError, RankFault
 from pretrain.guard.parent import LAUNCHER_PID, die_with_parent
 
 ROUND_S = 0.05
@@ -49,11 +49,21 @@ def localized(config: RunConfig) -> tuple[RunConfig, str]:
     """
     address, cache = config.data.dir, config.data.cache
     if cache is None:
+        check_local(config)
         return config, address
     address = address if "://" in address else os.path.abspath(config.data_dir)  # noqa: PTH100 (links are kept)
     folder = cache_folder(address, cache.dir)
     fetch_frame(address, folder)
     return config.model_copy(update={"data": config.data.model_copy(update={"dir": str(folder)})}), address
+
+
+def check_local(config: RunConfig) -> None:
+    """Raises ConfigError where `data.dir` is an address: what is written, or read without a cache, is a folder."""
+    if "://" in config.data.dir:
+        raise ConfigError(
+            f"data.dir={config.data.dir} is an address, which is read through a cache alone and never written to; set "
+            "data.cache.dir to train from it, or prepare into a local folder and copy that to the store"
+        )
 
 
 @contextmanager

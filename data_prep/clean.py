@@ -21,15 +21,19 @@ MIN_RATIO_CHARACTERS = 12
 
 def clean_text(text: str) -> str:
     """Text without a byte order mark, lines ended by a plain line feed."""
-    return text.removeprefix(BYTE_ORDER_MARK).replace("\r\n", "\n").replace("\r", "\n")
+    text = text.removeprefix(BYTE_ORDER_MARK)
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def bad_text(text: str) -> str | None:
     """Why a decoded text is no text; None where it is one."""
     if "\0" in text:
         return "holds a NUL character"
-    if not text.isascii() and any(0xD800 <= ord(letter) < 0xE000 for letter in text):
-        return "holds half of a surrogate pair"
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return "holds half of a surrogate pair"
     return None
 
 

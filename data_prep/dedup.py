@@ -35,23 +35,48 @@ def as_keys(digests: Sequence[bytes], columns: int) -> np.ndarray:
 
 
 def decide_fates(keys: np.ndarray, validation_fraction: float) -> np.ndarray:
-    """(N,) uint8: DROPPED, TRAIN or VALIDATION for each document.
-
-    The held-out ones are those whose first key is below the fraction: the same document is held out in whatever corpus it
-    stands. Of a small corpus at least one document is held out, and at least one is not; a lone document trains.
+    """(N,) uint8: DROPPED, TRAIN or VALIDATION for each document, by exact deduplication.
 
     Args:
         keys: (N, K), in the order of the plan.
         validation_fraction: share of documents that are held out.
     """
-    kept = _first_of_documents(keys[:, 0]) if keys.shape[1] == 1 else _first_of_pairs(keys)
-    fates = np.where(kept, np.uint8(TRAIN), np.uint8(DROPPED))
-    high = keys[:, 0]["high"]
-    held_out = kept & (high < np.uint64(int(validation_fraction * 2**64)))
+    kept = first_of_equal(keys)
+    return fates_of(kept, held_out_of(keys[:, 0], kept, validation_fraction))
+
+
+def first_of_equal(keys: np.ndarray) -> np.ndarray:
+    """(N,) bool: the first of equal documents, or the pairs of which neither side was seen before.
+
+    Args:
+        keys: (N, K), in the order of the plan.
+    """
+    return _first_of_documents(keys[:, 0]) if keys.shape[1] == 1 else _first_of_pairs(keys)
+
+
+def held_out_of(keys: np.ndarray, kept: np.ndarray, fraction: float) -> np.ndarray:
+    """(N,) bool: the documents that are held out for validation.
+
+    They are those whose key is below the fraction: the same document is held out in whatever corpus it stands. Of a small
+    corpus at least one document is held out, and at least one is not; a lone document trains.
+
+    Args:
+        keys: (N,), the first key of each document.
+        kept: (N,) bool: those that were not dropped, by whatever step.
+        fraction: share of documents that are held out.
+    """
+    high = keys["high"]
+    held_out = kept & (high < np.uint64(int(fraction * 2**64)))
     candidates = np.flatnonzero(kept)
-    if validation_fraction > 0 and len(candidates) > 0:
+    if fraction > 0 and len(candidates) > 0:
         held_out[candidates[np.argmin(high[candidates])]] = True
         held_out[candidates[np.argmax(high[candidates])]] = False
+    return held_out
+
+
+def fates_of(kept: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """(N,) uint8 of what is kept and held out, (N,) bool each."""
+    fates = np.where(kept, np.uint8(TRAIN), np.uint8(DROPPED))
     fates[held_out] = VALIDATION
     return fates
 

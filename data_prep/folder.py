@@ -3,13 +3,15 @@
 prepare.json     the settings it is made with, written first
 records/         results of finished tasks, by hash
 corpus/          what was fetched: packages, hub data sets
-manifest.json    written last: a folder with one is complete
+manifest.json    what is there; says whether it is complete
+cleaning.html    what was read and left out, for people
+.lock            locked while a preparation is at work
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,14 @@ from pydantic import ValidationError
 from pretrain.data.prepare_settings import PrepareSettings
 from pretrain.data.settings import DataSettings
 from pretrain.data.token_shards import MANIFEST_NAME, SPLITS, TOKEN_BYTES_NAME, TOKENIZER_NAME, Manifest, read_manifest
+from pretrain.data.tokenizer_settings import ENGINE_CHOICE
 from pretrain.errors import DataError, StorageError
-from pretrain.files import hash_file, path_within, told_as_storage_error, write_atomically
+from pretrain.files import hash_file, path_within, sync_folder, told_as_storage_error, write_atomically
 from pretrain.settings import leaves
 
 SETTINGS_NAME, RECORDS_NAME, CORPUS_NAME, LOCK_NAME = "prepare.json", "records", "corpus", ".lock"
-QUARANTINE_NAME = "quarantine.jsonl"
-WITHOUT_EFFECT = {"bad_document_limit"}
+QUARANTINE_NAME, CLEANING_NAME = "quarantine.jsonl", "cleaning.html"
+WITHOUT_EFFECT = {"bad_document_limit", *(f"tokenizer.{name}" for name in ENGINE_CHOICE)}
 """Settings that change whether preparation stops, not what it makes."""
 
 
@@ -44,11 +47,16 @@ def finished_manifest(data: DataSettings) -> Manifest | None:
             )
         return None
     manifest = read_manifest(folder)
+    if not manifest.complete:
+        if data.prepare is None:
+            raise DataError(
+                f"{folder}: not prepared to the end, and the config has no data.prepare section that says how"
+            )
+        return None
     missing = [name for name in _wanted(manifest) if not (folder / name).is_file()]
     complete = not missing and hash_file(folder / TOKENIZER_NAME) == manifest.tokenizer_hash
-    if complete and all(
-        _size(folder / s.file) == s.file_bytes for split in SPLITS for s in manifest.splits[split].shards
-    ):
+    shards = (shard for split in SPLITS for shard in manifest.splits[split].shards)
+    if complete and all((folder / shard.file).stat().st_size == shard.file_bytes for shard in shards):
         return manifest
     if data.prepare is None:
         raise DataError(
@@ -60,10 +68,6 @@ def finished_manifest(data: DataSettings) -> Manifest | None:
 def _wanted(manifest: Manifest) -> list[str]:
     shards = [shard.file for split in SPLITS for shard in manifest.splits[split].shards]
     return [TOKENIZER_NAME, TOKEN_BYTES_NAME, *shards]
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
 
 
 def _refuse_other_settings(data: DataSettings) -> None:
@@ -95,7 +99,7 @@ def _refuse_other_settings(data: DataSettings) -> None:
 
 def _refuse_strangers(folder: Path) -> None:
     """A folder that holds something else is nobody's to write into."""
-    own = {LOCK_NAME, CORPUS_NAME, RECORDS_NAME, QUARANTINE_NAME}
+    own = {LOCK_NAME, CORPUS_NAME, RECORDS_NAME, QUARANTINE_NAME, f".{QUARANTINE_NAME}.partial", CLEANING_NAME}
     strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in own)
     if strangers:
         raise DataError(
@@ -140,16 +144,25 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_quarantine(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Lists the bad documents, in the order of the plan."""
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(folder / QUARANTINE_NAME, "".join(lines))
+def write_quarantine(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Lists the bad documents, in the order of the plan. There may be millions, so they are not held in memory.
+
+    Raises StorageError.
+    """
+    path, partial = folder / QUARANTINE_NAME, folder / f".{QUARANTINE_NAME}.partial"
+    with told_as_storage_error(path):
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(folder)
 
 
 def remove_leftovers(folder: Path, manifest: Manifest) -> None:
     """Deletes shards that the manifest does not list: those of an interrupted run over an older state of the corpus."""
     listed = {path_within(folder, shard.file) for split in SPLITS for shard in manifest.splits[split].shards}
     for split in SPLITS:
-        for path in (folder / split).glob("*"):
-            if path not in listed:
+        for path in (folder / split).rglob("*"):
+            if path not in listed and not path.is_dir():
                 path.unlink()

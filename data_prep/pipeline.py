@@ -1,29 +1,29 @@
-"""Preparation from end to end: corpus -> scan -> fates -> tokenizer -> token shards -> manifest.
+"""Preparation from end to end: corpora -> scan -> fates -> tokenizer -> token shards -> manifest.
 
     report = prepare(config, backend="ray", workers=None, console=Console())
 
-Two passes over the corpus: the first hashes (deduplication and the split need to have seen everything), the second tokenizes.
-Reading twice costs a tenth of tokenizing once. Both passes are Ray tasks over fixed file ranges; `local` runs the same
-functions in this process, or in several.
+Two passes over the corpus where something needs to have seen everything: deduplication, or a tokenizer to train. The first
+reads, cleans and hashes, the second tokenizes; reading twice costs a tenth of tokenizing once. Where neither is asked for, one
+pass does it all. Either way tasks run over fixed file ranges, in Ray or, as `local`, in this process or in several.
 
 A finished folder is reused as it is. An unfinished one is taken up where it was left. One that was made with other settings is
-refused, with the difference: it may be another run's data.
+refused, with the difference: it may be another run's data. While shards are made, the manifest lists those of the first ranges
+(`data_prep.growing`), so that a run can train on them already.
 """
 
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import numpy as np
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from data_prep.dedup import DROPPED, TRAIN, decide_fates
+from data_prep.counts import Counts
 from data_prep.executors import Executor, InProcess, Processes, available_cores
+from data_prep.fates import Survey, decide, scans
 from data_prep.folder import (
     CORPUS_NAME,
     QUARANTINE_NAME,
@@ -34,19 +34,23 @@ from data_prep.folder import (
     remove_leftovers,
     write_quarantine,
 )
-from data_prep.plan import plan_ranges
+from data_prep.growing import GrowingManifest
+from data_prep.items import BadDocument, FileRange
+from data_prep.ledger import Ledger
 from data_prep.progress import Phases
+from data_prep.ranges import plan_sources
 from data_prep.ray_tasks import RayTasks
-from data_prep.read import FileRange
 from data_prep.report import PrepareReport
-from data_prep.shard import Ledger, Scan, ShardResult, ShardTask, scan_key, scan_range, shard_range, texts_of
-from data_prep.tokenize import read_tokenizer, special_tokens, token_byte_lengths, train_tokenizer, vocabulary_size
+from data_prep.scan import ScanTask, scan_and_keep
+from data_prep.shard import ShardResult, ShardTask, shard_and_keep
+from data_prep.sieve import sieve_of
+from data_prep.tokenize import read_tokenizer, special_tokens, token_byte_lengths, vocabulary_size
+from data_prep.training_texts import trained_tokenizer
 from pretrain.config import RunConfig
 from pretrain.data.prepare_settings import PrepareSettings
 from pretrain.data.settings import DataSettings
 from pretrain.data.token_shards import (
     MANIFEST_FORMAT,
-    MANIFEST_NAME,
     SPLITS,
     TOKEN_BYTES_NAME,
     TOKENIZER_NAME,
@@ -54,14 +58,18 @@ from pretrain.data.token_shards import (
     SplitRecord,
     write_manifest,
 )
+from pretrain.data.tokenizer_settings import ENGINE_CHOICE
 from pretrain.errors import DataError
 from pretrain.files import hash_bytes, hash_file, write_atomically
 
 Backend = Literal["ray", "local"]
-SHOWN_BAD_DOCUMENTS = 3
+ONE_PASS_RANGES = 4
+"""A corpus of fewer ranges is read twice in any case: of a small one at least one document is held out, which takes a choice."""
 
 
-def prepare(config: RunConfig, backend: Backend, workers: int | None, console: Console) -> PrepareReport:
+def prepare(
+    config: RunConfig, backend: Backend, workers: int | None, console: Console, address: str | None = None
+) -> PrepareReport:
     """Prepares the data folder of a run; returns at once where it is finished.
 
     Args:
@@ -69,28 +77,40 @@ def prepare(config: RunConfig, backend: Backend, workers: int | None, console: C
         backend: `ray` (tasks of a Ray cluster on this machine, or of the one that the process is connected to) or `local`.
         workers: tasks at once; None: as many as cores.
         console: for progress.
+        address: of a running Ray cluster (`host:port`, `ray://host:port`, `auto`), which is left as it is; None: one is started.
 
     Raises:
         DataError: the corpus, the folder or a setting does not serve.
         StorageError: a full disk, or a folder that cannot be written.
-        RankFault: a worker died.
+        RankFault: workers died again and again at the same files, or the head of the cluster did.
     """
-    return prepare_data(config.data, backend, workers, console)
+    return prepare_data(config.data, backend, workers, console, address)
 
 
-def prepare_data(data: DataSettings, backend: Backend, workers: int | None, console: Console) -> PrepareReport:
+def prepare_data(
+    data: DataSettings, backend: Backend, workers: int | None, console: Console, address: str | None = None
+) -> PrepareReport:
     """As `prepare`, from the data part of the config."""
     started = time.monotonic()
     manifest = finished_manifest(data)
     if manifest is not None:
         return PrepareReport.of(data.folder, manifest, "none", started, reused=True)
     assert data.prepare is not None, "finished_manifest raises without it"
-    with locked(data.folder), _executor(backend, workers) as executor, Phases(console) as phases:
-        return _Preparation(data.folder, data.folder / CORPUS_NAME, data.prepare, executor, phases).run(started)
+    with (
+        locked(data.folder),
+        _executor(backend, workers, address) as executor,
+        Phases(console) as phases,
+    ):
+        executor.look_at(data.folder)
+        work = _Preparation(data.folder, data.folder / CORPUS_NAME, data.prepare, executor, phases)
+        manifest, skipped = work.run()
+        return PrepareReport.of(
+            data.folder, manifest, executor.name, started, tasks_skipped=skipped, deaths=executor.deaths
+        )
 
 
 def prepare_tokenizer(
-    data: DataSettings, out: Path, backend: Backend, workers: int | None, console: Console
+    data: DataSettings, out: Path, backend: Backend, workers: int | None, console: Console, address: str | None = None
 ) -> list[str]:
     """Trains the tokenizer that `prepare_data` would, and writes it to a file; the data folder gets no shards.
 
@@ -100,6 +120,7 @@ def prepare_tokenizer(
         backend: as in `prepare`.
         workers: as in `prepare`.
         console: for progress.
+        address: as in `prepare`.
 
     Returns:
         Lines for people.
@@ -109,26 +130,19 @@ def prepare_tokenizer(
     """
     if data.prepare is None:
         raise DataError("data.prepare is not set: it says which corpus a tokenizer is trained on")
-    with TemporaryDirectory() as scratch, _executor(backend, workers) as executor, Phases(console) as phases:
+    beside = out.absolute().parent  # where every node of a cluster can be asked to see it
+    beside.mkdir(parents=True, exist_ok=True)
+    with (
+        TemporaryDirectory(dir=beside, prefix=".tokenizer-") as scratch,
+        _executor(backend, workers, address) as executor,
+        Phases(console) as phases,
+    ):
+        executor.look_at(Path(scratch))
         work = _Preparation(Path(scratch), data.folder / CORPUS_NAME, data.prepare, executor, phases)
-        tokenizer = work.tokenizer(work.survey())
+        tokenizer = work.tokenizer(None if data.prepare.tokenizer.path else work.survey(work.plan()))
         content = (Path(scratch) / TOKENIZER_NAME).read_bytes()
     write_atomically(out, content)
     return [f"{out}: {vocabulary_size(tokenizer):,} tokens, hash {hash_bytes(content)}"]
-
-
-@dataclass(frozen=True)
-class _Survey:
-    """The corpus as the first pass saw it, range by range."""
-
-    ranges: Sequence[FileRange]
-    scans: Sequence[Scan]
-    fates: Sequence[np.ndarray]
-    corpus: Mapping[str, Any]
-    """Counts for the manifest."""
-
-    def __iter__(self) -> Iterator[tuple[FileRange, Scan, np.ndarray]]:
-        return zip(self.ranges, self.scans, self.fates, strict=True)
 
 
 class _Preparation:
@@ -137,153 +151,179 @@ class _Preparation:
     def __init__(
         self, folder: Path, corpus_folder: Path, prepare: PrepareSettings, executor: Executor, phases: Phases
     ) -> None:
-        self.folder, self.corpus_folder, self.prepare = folder, corpus_folder, prepare
+        self.folder, self.corpus_folder, self.prepare = folder.resolve(), corpus_folder, prepare
         self.executor, self.phases = executor, phases
-        self.ledger = Ledger(folder / RECORDS_NAME)
+        self.ledger = Ledger(self.folder / RECORDS_NAME)
+        self.sieve = sieve_of(prepare).identity
 
-    def run(self, started: float) -> PrepareReport:
-        """All steps."""
-        survey = self.survey()
+    def run(self) -> tuple[Manifest, int]:
+        """All steps; returns the manifest, and how many ranges an earlier run had finished."""
+        ranges = self.plan()
+        survey = self.survey(ranges) if self.needs_two_passes(ranges) else None
         claim(self.folder, self.prepare)
         tokenizer = self.tokenizer(survey)
-        results, skipped = self.shards(survey)
-        manifest = self.finish(tokenizer, results, survey.corpus)
-        return PrepareReport.of(self.folder, manifest, self.executor.name, started, tasks_skipped=skipped)
+        return self.shards(ranges, survey, tokenizer)
 
-    def survey(self) -> _Survey:
-        """Lists the corpus, hashes its documents, and decides what becomes of each."""
-        ranges = plan_ranges(self.prepare.sources["main"], self.corpus_folder, self.prepare.task_bytes)
-        scans = self.scan(ranges)
-        write_quarantine(self.folder, [asdict(document) for scan in scans for document in scan.bad])
-        corpus = self.check(scans)
-        fates = decide_fates(np.concatenate([scan.keys for scan in scans]), self.prepare.validation_fraction)
-        corpus["duplicates"] = int((fates == DROPPED).sum())
-        by_range = np.split(fates, np.cumsum([len(scan.keys) for scan in scans])[:-1])
-        return _Survey(ranges, scans, by_range, dict(sorted(corpus.items())))
+    def plan(self) -> list[FileRange]:
+        """Lists the corpora and cuts them into ranges."""
+        with self.phases.phase("listing", None):
+            return plan_sources(self.prepare, self.corpus_folder)
 
-    def scan(self, ranges: Sequence[FileRange]) -> list[Scan]:
-        """Hashes every document of the corpus."""
-        keys = [scan_key(files, self.prepare) for files in ranges]
-        found = {place: Scan.from_json(text) for place, key in enumerate(keys) if (text := self.ledger.find(key))}
-        todo = [place for place in range(len(ranges)) if place not in found]
-        with self.phases.phase("reading", sum(ranges[place].size for place in todo)) as progress:
-            tasks = [(ranges[place], self.prepare) for place in todo]
-            for at, scan in self.executor.run(_scan, tasks):
-                self.ledger.keep(keys[todo[at]], scan.to_json())
-                found[todo[at]] = scan
-                progress.advance(ranges[todo[at]].size, len(scan.keys))
-        return [found[place] for place in range(len(ranges))]
+    def needs_two_passes(self, ranges: Sequence[FileRange]) -> bool:
+        """Whether something needs to have seen everything before a document is written."""
+        trained = self.prepare.tokenizer.path is None
+        return trained or self.prepare.dedup.method != "none" or len(ranges) < ONE_PASS_RANGES
 
-    def check(self, scans: Sequence[Scan]) -> dict[str, Any]:
-        """Counts documents. Raises DataError for too many bad ones, or for no document at all."""
-        bad = [document for scan in scans for document in scan.bad]
-        documents = sum(len(scan.keys) for scan in scans)
-        dropped: dict[str, int] = {}
-        for scan in scans:
-            for reason, count in scan.dropped.items():
-                dropped[reason] = dropped.get(reason, 0) + count
-        seen = documents + len(bad)
-        if len(bad) > self.prepare.bad_document_limit * seen:
-            shown = "; ".join(
-                f"{x.file}{f', line {x.line}' if x.line else ''}: {x.reason}" for x in bad[:SHOWN_BAD_DOCUMENTS]
-            )
+    def survey(self, ranges: Sequence[FileRange]) -> Survey:
+        """The first pass: hashes every document, and decides what becomes of each."""
+        tasks = [
+            ScanTask(files, self.prepare.sources[files.source], self.prepare, self.sieve, self.ledger.folder)
+            for files in ranges
+        ]
+        todo = [task for task in tasks if self.ledger.find(task.key) is None]
+        with self.phases.phase("reading", sum(task.files.size for task in todo)) as progress:
+            for at, documents in self.executor.run(scan_and_keep, todo):
+                progress.advance(todo[at].files.size, documents)
+        self.quarantine(document for _, scan in scans(tasks, self.ledger) for document in scan.counts.bad)
+        with self.phases.phase("deciding", None):
+            return decide(tasks, self.ledger, self.prepare, self.executor, self.check)
+
+    def quarantine(self, documents: Iterable[BadDocument]) -> None:
+        """Lists what could not be read."""
+        write_quarantine(self.folder, (asdict(document) for document in documents))
+
+    def check(self, counts: Mapping[str, Counts]) -> None:
+        """Raises DataError for too many bad documents, or for no document at all."""
+        total = Counts()
+        for part in counts.values():
+            total.merge(part)
+        seen = total.documents + total.bad_documents
+        if total.bad_documents > self.prepare.bad_document_limit * seen:
+            shown = "; ".join(f"{x.file}{f', line {x.line}' if x.line else ''}: {x.reason}" for x in total.bad[:3])
             raise DataError(
-                f"{len(bad):,} of {seen:,} documents are bad, over prepare.bad_document_limit="
+                f"{total.bad_documents:,} of {seen:,} documents are bad, over prepare.bad_document_limit="
                 f"{self.prepare.bad_document_limit}: {shown}; mend or remove them, or raise the limit "
                 f"(`pretrain prepare` lists them all in {QUARANTINE_NAME} of the data folder)"
             )
-        if documents == 0:
-            raise DataError(f"prepare.corpus: no document is left after cleaning ({dropped or 'the corpus is empty'})")
-        return {"documents": documents, "bad_documents": len(bad), "dropped": dict(sorted(dropped.items()))}
+        if total.passed == 0:
+            raise DataError(
+                f"prepare.corpus: no document is left after cleaning ({total.dropped or 'the corpus is empty'})"
+            )
 
-    def tokenizer(self, survey: _Survey) -> Tokenizer:
-        """The tokenizer of the folder: the one that is there, the one that the config names, or a new one."""
+    def tokenizer(self, survey: Survey | None) -> Tokenizer:
+        """The tokenizer of the folder: the one that the config names, the one that is there, or a new one."""
         path, settings = self.folder / TOKENIZER_NAME, self.prepare.tokenizer
         if settings.path is not None:
             tokenizer = read_tokenizer(Path(settings.path).expanduser())
-            write_atomically(path, tokenizer.to_str(pretty=True))
-            return tokenizer
-        source = [scan.content + hash_bytes(part.tobytes()) for _, scan, part in survey]
-        key = hash_bytes(json.dumps(["tokenizer", source, settings.model_dump()], sort_keys=True).encode())
-        known = self.ledger.find(key)
-        if known is None or not path.exists() or hash_file(path) != json.loads(known):
-            with self.phases.phase("training the tokenizer", None):
-                texts = _training_texts(survey, self.prepare)
-                content = train_tokenizer(texts, settings).to_str(pretty=True)
-            write_atomically(path, content)
-            self.ledger.keep(key, json.dumps(hash_bytes(content.encode())))
-        return Tokenizer.from_file(str(path))
-
-    def shards(self, survey: _Survey) -> tuple[list[ShardResult], int]:
-        """Tokenizes what an earlier run has not; results in the order of the ranges, and how many were there."""
-        tokenizer_hash = hash_file(self.folder / TOKENIZER_NAME)
-        config_hash = _config_hash(self.prepare)
-        tasks = [
-            ShardTask(files, self.prepare, scan.content, part, self.folder.resolve(), tokenizer_hash, config_hash)
-            for files, scan, part in survey
-        ]
-        found: dict[int, ShardResult] = {}
-        for place, task in enumerate(tasks):
-            text = self.ledger.find(task.key)
-            if text is not None and _all_there(self.folder, result := ShardResult.from_json(text)):
-                found[place] = result
-        skipped = len(found)
-        todo = [place for place in range(len(tasks)) if place not in found]
-        if todo:
-            (self.folder / MANIFEST_NAME).unlink(missing_ok=True)  # a folder with a manifest is complete
-        with self.phases.phase("tokenizing", sum(tasks[place].files.size for place in todo)) as progress:
-            for at, result in self.executor.run(shard_range, [tasks[place] for place in todo]):
-                place = todo[at]
-                self.ledger.keep(tasks[place].key, result.to_json())
-                found[place] = result
-                progress.advance(tasks[place].files.size, int((tasks[place].fates != DROPPED).sum()))
-        return [found[place] for place in range(len(tasks))], skipped
-
-    def finish(self, tokenizer: Tokenizer, results: Sequence[ShardResult], corpus: Mapping[str, Any]) -> Manifest:
-        """Writes what makes the folder complete, the manifest last."""
+            content = tokenizer.to_str(pretty=True)
+            if not path.exists() or path.read_text(encoding="utf-8") != content:
+                write_atomically(path, content)
+        else:
+            assert survey is not None, "a tokenizer that is trained takes two passes"
+            tokenizer = trained_tokenizer(path, survey, self.prepare, self.ledger, self.phases)
         write_atomically(self.folder / TOKEN_BYTES_NAME, token_byte_lengths(tokenizer).tobytes())
-        manifest = Manifest(
+        return tokenizer
+
+    def shards(self, ranges: Sequence[FileRange], survey: Survey | None, tokenizer: Tokenizer) -> tuple[Manifest, int]:
+        """The last pass: writes the shards of every range whose shards are not there, and the manifest."""
+        hashes = hash_file(self.folder / TOKENIZER_NAME), _config_hash(self.prepare)
+        tasks = _ShardTasks(self, ranges, survey, *hashes)
+        found = {place: result for place in range(len(ranges)) if (result := self.result(tasks[place])) is not None}
+        growing = GrowingManifest(self.folder, self.base(tokenizer, hashes[0]), found)
+        todo = [place for place in range(len(ranges)) if place not in found]
+        skipped = len(found)
+        del found
+        with self.phases.phase("tokenizing", sum(ranges[place].size for place in todo)) as progress:
+            for at, result in self.executor.run(shard_and_keep, (tasks[place] for place in todo)):
+                growing.add(todo[at], result)
+                progress.advance(ranges[todo[at]].size, result.documents)
+        return self.finish(growing, survey, tasks), skipped
+
+    def result(self, task: ShardTask) -> ShardResult | None:
+        """What an earlier run made, if it is still there."""
+        record = self.ledger.find(task.key)
+        result = None if record is None else ShardResult.of(record)
+        return result if result is not None and result.all_there(self.folder) else None
+
+    def base(self, tokenizer: Tokenizer, tokenizer_hash: str) -> Manifest:
+        """The manifest without shards."""
+        return Manifest(
             kind=self.prepare.kind,
             vocab_size=vocabulary_size(tokenizer),
-            tokenizer_hash=hash_file(self.folder / TOKENIZER_NAME),
+            tokenizer_hash=tokenizer_hash,
             special=special_tokens(tokenizer),
-            splits={split: SplitRecord.of([s for result in results for s in result.shards[split]]) for split in SPLITS},
+            splits={split: SplitRecord.of([]) for split in SPLITS},
+            sources=tuple(self.prepare.sources),
             prepare=self.prepare.model_dump(mode="json"),
-            corpus=corpus,
+            complete=False,
         )
+
+    def finish(self, growing: GrowingManifest, survey: Survey | None, tasks: "_ShardTasks") -> Manifest:
+        """Writes what makes the folder complete, the manifest last."""
+        if survey is None:
+            results = (self.result(task) for task in tasks)
+            self.quarantine(bad for result in results if result for bad in result.counts.bad)
+            self.check(growing.counts)
+        manifest = growing.finish(_corpus(growing.counts if survey is None else survey.counts, survey))
         remove_leftovers(self.folder, manifest)
         write_manifest(self.folder, manifest)
         return manifest
 
 
-def _scan(task: tuple[FileRange, PrepareSettings]) -> Scan:
-    return scan_range(*task)
+class _ShardTasks(Sequence[ShardTask]):
+    """The tasks of the last pass, made when they are asked for: a million of them at once would not be small."""
+
+    def __init__(
+        self,
+        work: _Preparation,
+        ranges: Sequence[FileRange],
+        survey: Survey | None,
+        tokenizer_hash: str,
+        config_hash: str,
+    ) -> None:
+        self._work, self._ranges, self._survey = work, ranges, survey
+        self._hashes = tokenizer_hash, config_hash
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def __getitem__(self, place: int) -> ShardTask:  # type: ignore[override]
+        work, files = self._work, self._ranges[place]
+        judged = None if self._survey is None else self._survey.judged(place)
+        corpus = work.prepare.sources[files.source]
+        return ShardTask(
+            files, corpus, work.prepare, work.sieve, judged, work.folder, *self._hashes, work.ledger.folder
+        )
+
+    def __iter__(self) -> Iterator[ShardTask]:
+        return (self[place] for place in range(len(self)))
 
 
-def _all_there(folder: Path, result: ShardResult) -> bool:
-    shards = [shard for split in SPLITS for shard in result.shards[split]]
-    return all((folder / s.file).is_file() and (folder / s.file).stat().st_size == s.file_bytes for s in shards)
+def _corpus(counts: Mapping[str, Counts], survey: Survey | None) -> dict[str, Any]:
+    """What was read and left out, for the manifest: in all, and by source where there are several."""
+    parts: dict[str, dict[str, Any]] = {}
+    for name, part in counts.items():
+        parts[name] = {**part.summary(), "duplicates": survey.duplicates[name] if survey else 0}
+        if survey and survey.twins:
+            parts[name]["near_duplicates"] = survey.near_duplicates[name]
+    total = Counts()
+    for part in counts.values():
+        total.merge(part)
+    found = {**total.summary(), **{
+        name: sum(part[name] for part in parts.values())
+        for name in ("duplicates", "near_duplicates") if any(name in part for part in parts.values())
+    }}  # fmt: skip
+    return {**dict(sorted(found.items())), **({"sources": parts} if len(parts) > 1 else {})}
 
 
 def _config_hash(prepare: PrepareSettings) -> str:
     """Of the settings that reach into the bytes of a shard."""
-    content = prepare.model_dump(mode="json", exclude={"bad_document_limit"})
-    return hash_bytes(json.dumps([MANIFEST_FORMAT, content], sort_keys=True).encode())
+    content = prepare.model_dump_json(exclude={"bad_document_limit": True, "tokenizer": ENGINE_CHOICE})
+    return hash_bytes(f"{MANIFEST_FORMAT}/{content}".encode())
 
 
-def _training_texts(survey: _Survey, prepare: PrepareSettings) -> Iterator[str]:
-    """About `training_bytes` of training documents, drawn by their hash; of a very large corpus from every k-th range."""
-    total = sum(int(scan.sizes[fates == TRAIN].sum()) for _, scan, fates in survey)
-    share = prepare.tokenizer.training_bytes / max(total, 1)
-    # Documents are spread over all ranges; reading a tenth of the ranges for a hundredth of the text is even enough.
-    stride = min(max(int(0.1 / share), 1), len(survey.ranges))
-    limit = np.uint64(min(int(share * stride * 2**64), 2**64 - 1))
-    for files, scan, fates in list(survey)[::stride]:
-        yield from texts_of(files, prepare, (fates == TRAIN) & (scan.keys[:, 0]["low"] <= limit))
-
-
-def _executor(backend: Backend, workers: int | None) -> Executor:
-    workers = available_cores() if workers is None else workers
+def _executor(backend: Backend, workers: int | None, address: str | None) -> Executor:
     if backend == "local":
+        workers = available_cores() if workers is None else workers
         return InProcess() if workers == 1 else Processes(workers)
-    return RayTasks(workers)
+    return RayTasks(workers, address)

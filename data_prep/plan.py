@@ -4,46 +4,55 @@ Ranges depend on the corpus and on `task_bytes` alone, never on the number of wo
 are put together in the order of the ranges. So the output is the same, byte for byte, whoever did the work.
 """
 
-import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from data_prep.addresses import is_remote
+from data_prep.aligned import aligned_parts
+from data_prep.items import FileRange, Part
+from data_prep.listing import Found, list_files, local_file
 from data_prep.packages import fetch_catalogues
-from data_prep.read import FileRange, Part, download_hub, parquet_row_groups
+from data_prep.streams import is_compressed
 from pretrain.data.corpus_settings import CorpusSettings
 from pretrain.errors import DataError
-from pretrain.files import told_as_storage_error
 
-SUFFIXES = {
-    "text": None,
-    "jsonl": (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"),
-    "parquet": (".parquet",),
-    "message_catalogues": (".mo",),
-}
-"""What is taken from a folder; None: every file. A file that is named is taken whatever its suffix."""
+REQUESTS_AT_ONCE = 16
+"""Footers of parquet files in a store that are asked for at the same time."""
 
 
-def plan_ranges(corpus: CorpusSettings, folder: Path, task_bytes: int) -> list[FileRange]:
+def plan_ranges(
+    corpus: CorpusSettings, folder: Path, task_bytes: int, source: str = "main", first_index: int = 0
+) -> list[FileRange]:
     """Lists the corpus and cuts it into ranges; packages and hub data sets are fetched into `folder` first.
+
+    Args:
+        corpus: what is listed.
+        folder: for what is fetched.
+        task_bytes: of a range; a file that cannot be cut may be larger.
+        source: the corpus's name among several; `main` where it is the only one.
+        first_index: number of the first range.
 
     Raises:
         DataError: nothing is there, a name matches nothing, or a source cannot be fetched.
         StorageError: a file that may not be read.
     """
-    parts = list(_parts(corpus, folder, task_bytes))
+    setting = "data.prepare.corpus" if source == "main" else f"data.prepare.corpora.{source}"
+    if (corpus.source_field is None) != (corpus.target_field is None):
+        raise DataError(f"{setting}: source_field and target_field are set together (pairs) or not at all (text)")
+    parts = list(_parts(corpus, folder, task_bytes, setting))
     if not any(part.size for part in parts):
-        raise DataError(f"prepare.corpus: {_describe(corpus)} holds no text: no file, or empty files alone")
-    ranges: list[FileRange] = []
-    current: list[Part] = []
+        raise DataError(f"{setting}: {_describe(corpus)} holds no text: no file, or empty files alone")
+    groups: list[list[Part]] = []
     size = 0
     for part in parts:
-        if current and size + part.size > task_bytes:
-            ranges.append(FileRange(len(ranges), tuple(current)))
-            current, size = [], 0
-        current.append(part)
+        if not groups or size + part.size > task_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(part)
         size += part.size
-    return [*ranges, FileRange(len(ranges), tuple(current))]
+    return [FileRange(first_index + number, tuple(group), source) for number, group in enumerate(groups)]
 
 
 def _describe(corpus: CorpusSettings) -> str:
@@ -51,21 +60,27 @@ def _describe(corpus: CorpusSettings) -> str:
     return f"source {corpus.source}" + (f" ({where})" if where else "")
 
 
-def _parts(corpus: CorpusSettings, folder: Path, task_bytes: int) -> Iterator[Part]:
+def _parts(corpus: CorpusSettings, folder: Path, task_bytes: int, setting: str) -> Iterator[Part]:
     if corpus.source == "standard_library":
         yield from _standard_library()
     elif corpus.source == "hub":
-        yield from _pieces(download_hub(corpus, folder), "parquet", task_bytes)
+        from data_prep.hub import hub_files  # see _all_row_groups
+
+        copies = [local_file(path, str(path)) for path in hub_files(corpus, folder, setting)]
+        yield from _row_groups(copies, corpus, task_bytes)
     elif corpus.source == "message_catalogues":
-        found = fetch_catalogues(corpus.packages, corpus.target_language, folder) if corpus.packages else []
-        yield from (_whole(path, str(path.relative_to(folder))) for path in found)
-        if corpus.paths or not corpus.packages:
-            named = _files(corpus)
-            yield from (_whole(path, str(path)) for path in named if _of_language(path, corpus))
-    elif corpus.source == "text":
-        yield from (_whole(path, str(path)) for path in _files(corpus))
+        yield from _catalogues(corpus, folder, setting)
     else:
-        yield from _pieces(_files(corpus), corpus.source, task_bytes)
+        files = list_files(corpus.paths, corpus.source, f"{setting}.paths")
+        if corpus.source == "text":
+            yield from (_piece(file, 0, file.size, file.size) for file in files)
+        elif corpus.source == "jsonl":
+            yield from (part for file in files for part in _bytes(file, task_bytes))
+        elif corpus.source == "parquet":
+            yield from _row_groups(files, corpus, task_bytes)
+        else:
+            targets = list_files(corpus.target_paths, corpus.source, f"{setting}.target_paths")
+            yield from aligned_parts(files, targets, task_bytes, setting)
 
 
 def _standard_library() -> Iterator[Part]:
@@ -73,67 +88,61 @@ def _standard_library() -> Iterator[Part]:
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
         if not {"site-packages", "dist-packages"} & set(relative.parts):
-            yield _whole(path, str(relative))
+            yield _whole(local_file(path, str(relative)))
 
 
-def _files(corpus: CorpusSettings) -> list[Path]:
-    """Files of `paths`, each once, in a fixed order."""
-    if not corpus.paths:
-        raise DataError(f"prepare.corpus.paths: source {corpus.source} needs at least one file, folder or glob")
-    found: dict[Path, None] = {}
-    for pattern in corpus.paths:
-        path = Path(pattern).expanduser()
-        matches = [path] if path.exists() else _matches(path)
-        files = [file for match in matches for file in _files_under(match, corpus.source)]
-        if not files:
-            suffixes = SUFFIXES[corpus.source]
-            kind = f"no file that ends in {', '.join(suffixes)}" if suffixes else "no file"
-            raise DataError(f"prepare.corpus.paths: {pattern!r} matches {kind} (relative to {Path.cwd()})")
-        found.update(dict.fromkeys(files))
-    return list(found)
+def _catalogues(corpus: CorpusSettings, folder: Path, setting: str) -> Iterator[Part]:
+    found = fetch_catalogues(corpus.packages, corpus.target_language, folder) if corpus.packages else []
+    yield from (_whole(local_file(path, str(path.relative_to(folder)))) for path in found)
+    if corpus.paths or not corpus.packages:
+        named = list_files(corpus.paths, corpus.source, f"{setting}.paths")
+        yield from (_whole(file) for file in named if _of_language(file.path, corpus))
 
 
-def _matches(pattern: Path) -> list[Path]:
-    root = Path(pattern.anchor)
-    relative = str(pattern.relative_to(root))
-    return sorted(root.glob(relative))
-
-
-def _files_under(path: Path, source: str) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    suffixes = SUFFIXES[source]
-    with told_as_storage_error(path):
-        return sorted(
-            file
-            for file in path.rglob("*")
-            if file.is_file() and not file.name.startswith(".") and (suffixes is None or file.name.endswith(suffixes))
-        )
-
-
-def _of_language(path: Path, corpus: CorpusSettings) -> bool:
+def _of_language(path: str, corpus: CorpusSettings) -> bool:
     """A catalogue in a tree of languages counts where it is of the target language; one that is elsewhere always."""
-    return path.parent.name != "LC_MESSAGES" or path.parent.parent.name == corpus.target_language
+    folders = path.split("/")[:-1]
+    return folders[-1:] != ["LC_MESSAGES"] or folders[-2:-1] == [corpus.target_language]
 
 
-def _whole(path: Path, name: str) -> Part:
-    with told_as_storage_error(path):
-        status = path.stat()
-    # A name that is not UTF-8 can be opened, but neither printed nor listed.
-    told = os.fsencode(name).decode(errors="replace")
-    return Part(str(path.absolute()), told, 0, status.st_size, status.st_size, status.st_mtime_ns)
+def _piece(file: Found, start: int, stop: int, size: int) -> Part:
+    return Part(file.path, file.name, start, stop, size, file.size, file.version)
 
 
-def _pieces(files: list[Path], source: str, task_bytes: int) -> Iterator[Part]:
-    """Pieces of files of rows: bytes of .jsonl, row groups of .parquet; a compressed file is one piece."""
-    for path in files:
-        whole = _whole(path, str(path))
-        if source == "parquet":
-            for group, size in enumerate(parquet_row_groups(path)):
-                yield Part(whole.path, whole.name, group, group + 1, size, whole.modified_ns)
-        elif path.suffix == ".gz":
-            yield whole
-        else:
-            for start in range(0, whole.size, task_bytes):
-                stop = min(start + task_bytes, whole.size)
-                yield Part(whole.path, whole.name, start, stop, stop - start, whole.modified_ns)
+def _whole(file: Found) -> Part:
+    return _piece(file, 0, file.size, file.size)
+
+
+def _bytes(file: Found, task_bytes: int) -> Iterator[Part]:
+    """Pieces of lines; a compressed file is one."""
+    if is_compressed(file.path):
+        yield _whole(file)
+        return
+    for start in range(0, file.size, task_bytes):
+        stop = min(start + task_bytes, file.size)
+        yield _piece(file, start, stop, stop - start)
+
+
+def _row_groups(files: Sequence[Found], corpus: CorpusSettings, task_bytes: int) -> Iterator[Part]:
+    """Pieces of whole row groups, as many as a task takes: every piece costs a reading of the file's footer."""
+    for file, sizes in zip(files, _all_row_groups(files, corpus), strict=True):
+        start = size = 0
+        for group, group_bytes in enumerate(sizes):
+            if group > start and size + group_bytes > task_bytes:
+                yield _piece(file, start, group, size)
+                start, size = group, 0
+            size += group_bytes
+        if sizes:
+            yield _piece(file, start, len(sizes), size)
+
+
+def _all_row_groups(files: Sequence[Found], corpus: CorpusSettings) -> Iterable[list[int]]:
+    from data_prep.columns import row_group_bytes  # pyarrow takes 0.3 s to load, and most corpora are not parquet
+
+    def sizes(file: Found) -> list[int]:
+        return row_group_bytes(file.path, file.name, file.size, corpus)
+
+    if not any(is_remote(file.path) for file in files):
+        return map(sizes, files)
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as requests:
+        return list(requests.map(sizes, files))

@@ -7,51 +7,96 @@ Data would move every row through the store instead, at a fifth of the speed.
 import logging
 import os
 import secrets
+import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
-from tempfile import TemporaryDirectory
+from itertools import islice
+from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any, Self
 
-from data_prep.executors import Result, Task, one_thread
-from pretrain.errors import DataError, RankFault
+from data_prep.executors import RETRIES, Result, Task, available_cores, one_thread
+from pretrain.errors import ConfigError, DataError, RankFault
 
 OBJECT_STORE_BYTES = 128 << 20
 """Tasks hand over settings and hashes, never text: the store needs to hold a few megabytes."""
 TASKS_IN_FLIGHT_PER_CORE = 4
+HEAD_CHECK_S = 5.0
+HEAD_CHECKS = 3
+"""How often in a row the head may not answer."""
 START_ATTEMPTS = 3
 """Ray gives its own processes 30 s to come up, which a busy machine exceeds at times."""
 
 
 class RayTasks:
-    """Tasks of a Ray cluster: the one that this process is connected to, else one of its own on this machine.
+    """Tasks of a Ray cluster: one given by its address, or the one that this process is connected to, else one of its own.
 
-    Its own is reached from this machine alone and with a token that no one else has; it reports no usage, shows no dashboard,
-    and ends with the preparation, its logs included.
+    Its own is on this machine, reached from this machine alone and with a token that no one else has; it reports no usage, shows
+    no dashboard, and ends with the preparation, its logs included. A given one is left as it is; where it asks for a token, that
+    is in the environment, as Ray has it (RAY_AUTH_MODE, RAY_AUTH_TOKEN). Its nodes need this package and the data folder.
     """
 
-    def __init__(self, workers: int) -> None:
-        self.name = f"ray, {workers} workers"
-        self._workers = workers
+    deaths = 0  # Ray replaces workers without a word
+
+    def __init__(self, workers: int | None, address: str | None = None) -> None:
+        """Starts nothing yet.
+
+        Args:
+            workers: tasks at once; None: as many as cores, of this machine or of the given cluster.
+            address: `host:port`, `ray://host:port` or `auto`.
+        """
+        self._workers, self._address = workers, address
+        self._in_flight = 1
+        self._head: tuple[str, int] | None = None
         self._owned = ExitStack()
+        self.name = "ray"
 
     def __enter__(self) -> Self:
         with self._owned as owned:
-            owned.enter_context(_ray_environment())
+            owned.enter_context(nullcontext() if self._address else _ray_environment())
             try:
                 import ray
             except ImportError:
                 raise DataError("the ray backend needs Ray: pip install ray, or use --backend local") from None
 
-            if not ray.is_initialized():
+            if ray.is_initialized():
+                self._join(ray.cluster_resources())
+            elif self._address:
+                owned.callback(ray.shutdown)
+                self._connect(self._address)
+                self._join(ray.cluster_resources())
+            else:
                 folder = owned.enter_context(TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
                 owned.callback(ray.shutdown)
-                self._start(folder)
+                workers = self._workers or available_cores()
+                self._start(folder, workers)
+                self._in_flight, self.name = TASKS_IN_FLIGHT_PER_CORE * workers, f"ray, {workers} workers"
+            self._head = _head_address()
             self._owned = owned.pop_all()
         return self
 
-    def _start(self, folder: str) -> None:
+    def _join(self, resources: Mapping[str, float]) -> None:
+        """Of a cluster that others may use too, no more is taken than was asked for."""
+        cores = int(resources.get("CPU", 1))
+        self._in_flight = self._workers or TASKS_IN_FLIGHT_PER_CORE * cores
+        self.name = f"ray, {self._workers or cores} workers"
+
+    def _connect(self, address: str) -> None:
+        import ray
+
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # ConnectionError, RuntimeError or ValueError, whatever part of it failed
+            ray.shutdown()
+            raise ConfigError(
+                f"--address {address}: no Ray cluster can be reached there ({_first_line(error)}); start one with `ray start "
+                "--head`, name its host:port, and set RAY_AUTH_TOKEN where it asks for one"
+            ) from error
+
+    def _start(self, folder: str, workers: int) -> None:
         """Starts a cluster of its own. Raises RankFault where Ray does not come up."""
         import ray
 
@@ -59,7 +104,7 @@ class RayTasks:
             try:
                 ray.init(
                     address="local",
-                    num_cpus=self._workers,
+                    num_cpus=workers,
                     num_gpus=0,
                     object_store_memory=OBJECT_STORE_BYTES,
                     include_dashboard=False,
@@ -73,41 +118,94 @@ class RayTasks:
                 ray.shutdown()
                 if attempt == START_ATTEMPTS:
                     raise RankFault(
-                        f"Ray does not start ({str(error).splitlines()[0]}); run it again, or with --backend local"
+                        f"Ray does not start ({_first_line(error)}); run it again, or with --backend local"
                     ) from error
 
-    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
+    def look_at(self, folder: Path) -> None:
+        """See Executor: a file that is written here must be found by every node."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+        with NamedTemporaryFile(dir=folder, prefix=".seen-") as probe:
+            asked = {
+                node: ray.remote(num_cpus=0)(os.path.exists)
+                .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+                .remote(str(Path(probe.name).resolve()))
+                for node in nodes
+            }
+            for node, answer in asked.items():
+                if not self._result(answer, f"the look of node {nodes[node]} at {folder}"):
+                    raise DataError(
+                        f"{folder}: node {nodes[node]} of the Ray cluster does not see this folder; name one in data.dir that "
+                        "every node mounts under the same path"
+                    )
+
+    def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[tuple[int, Result]]:
         """See Executor."""
+        import ray
+
+        remote = ray.remote(num_cpus=1, max_retries=RETRIES)(_call)
+        waiting = iter(enumerate(tasks))
+        running: dict[Any, tuple[int, str]] = {}
+        looked = time.monotonic()
+        while True:
+            for place, task in islice(waiting, self._in_flight - len(running)):
+                running[remote.remote(function, task)] = place, str(task)
+            if not running:
+                return
+            done, _ = ray.wait(list(running), num_returns=1, timeout=HEAD_CHECK_S)
+            if time.monotonic() - looked >= HEAD_CHECK_S:
+                self._look_for_head()
+                looked = time.monotonic()
+            for reference in done:
+                place, name = running.pop(reference)
+                yield place, self._result(reference, name)
+
+    def _result(self, reference: Any, name: str) -> Any:
         import ray
         import ray.exceptions
 
-        remote = ray.remote(num_cpus=1, max_retries=3)(_call)
-        waiting = iter(enumerate(tasks))
-        running: dict[Any, int] = {}
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            raise RankFault(
+                f"a Ray worker of the preparation died at {name} ({type(error).__name__}: {_first_line(error)}); finished tasks "
+                "are kept: run it again, with fewer workers, or with --backend local"
+            ) from error
 
-        def submit() -> None:
-            for place, task in waiting:
-                running[remote.remote(function, task)] = place
-                if len(running) >= TASKS_IN_FLIGHT_PER_CORE * self._workers:
-                    return
-
-        submit()
-        while running:
-            done, _ = ray.wait(list(running), num_returns=1)
-            place = running.pop(done[0])
+    def _look_for_head(self) -> None:
+        """Raises RankFault where the head is gone. Ray itself waits a minute for it, then ends this process without a word."""
+        for attempt in range(HEAD_CHECKS):
             try:
-                yield place, ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            except ray.exceptions.RayError as error:
-                raise RankFault(
-                    f"a Ray worker of the preparation died ({type(error).__name__}); finished tasks are kept: "
-                    "run it again, with fewer workers, or with --backend local"
-                ) from error
-            submit()
+                if self._head is not None:
+                    socket.create_connection(self._head, timeout=HEAD_CHECK_S).close()
+                return
+            except OSError as error:
+                if attempt == HEAD_CHECKS - 1:
+                    raise RankFault(
+                        f"the head of the Ray cluster at {self._head[0] if self._head else ''} is gone ({error}); finished tasks "
+                        "are kept: run it again"
+                    ) from error
+                time.sleep(1.0)
 
     def __exit__(self, *details: Any) -> None:
         self._owned.close()
+
+
+def _head_address() -> tuple[str, int] | None:
+    """Where the head of the cluster listens; None where this process only talks to a proxy (`ray://`), which tells by itself."""
+    import ray
+
+    address = str(getattr(ray.get_runtime_context(), "gcs_address", "") or "")
+    host, _, port = address.rpartition(":")
+    return (host.strip("[]"), int(port)) if host and port.isdigit() else None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -27,8 +27,12 @@ class PrepareReport:
     vocab_size: int
     corpus: Mapping[str, Any] = field(default_factory=dict)
     """What was read: documents, duplicates, bad_documents, and dropped ones by reason."""
+    sources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By source: tokens and documents of train and validation."""
     tasks_skipped: int = 0
     """Ranges whose shards an earlier run had finished."""
+    deaths: int = 0
+    """Worker processes that died and were replaced."""
 
     def summary(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -40,16 +44,32 @@ class PrepareReport:
         head = f"{self.folder}: {'reused' if self.reused else 'prepared'}, {counts}, vocabulary {self.vocab_size:,}"
         if self.reused:
             return [head]
-        left_out = [f"{self.corpus['duplicates']:,} duplicates"]
-        left_out += [f"{count:,} {reason}" for reason, count in self.corpus["dropped"].items()]
-        bad = self.corpus["bad_documents"]
         rate = self.text_bytes / 1e6 / max(self.seconds, 1e-9)
-        return [
+        lines = [
             head,
             f"  {sum(self.documents.values()):,} documents, {self.text_bytes / 1e6:.1f} MB of text in {self.seconds:.1f} s "
             f"({rate:.1f} MB/s, {self.backend})",
-            f"  left out: {', '.join(left_out)}; bad: {bad:,}" + (f", listed in {QUARANTINE_NAME}" if bad else ""),
+            f"  left out: {', '.join(self._left_out())}",
         ]
+        if self.tasks_skipped:
+            lines.append(f"  {self.tasks_skipped:,} ranges were finished before")
+        if self.deaths:
+            lines.append(f"  worker processes died {self.deaths} times and were replaced; their tasks were run again")
+        if len(self.sources) > 1:
+            lines += [
+                f"  {name}: {counts['tokens']:,} tokens of {counts['documents']:,} documents"
+                for name, counts in self.sources.items()
+            ]
+        return lines
+
+    def _left_out(self) -> list[str]:
+        corpus, bad = self.corpus, self.corpus["bad_documents"]
+        left_out = [f"{corpus['duplicates']:,} duplicates"]
+        if "near_duplicates" in corpus:
+            left_out.append(f"{corpus['near_duplicates']:,} near-duplicates")
+        left_out += [f"{count:,} {reason}" for reason, count in corpus["dropped"].items()]
+        left_out.append(f"{bad:,} bad" + (f" (listed in {QUARANTINE_NAME})" if bad else ""))
+        return left_out
 
     @classmethod
     def of(
@@ -61,6 +81,7 @@ class PrepareReport:
         *,
         reused: bool = False,
         tasks_skipped: int = 0,
+        deaths: int = 0,
     ) -> "PrepareReport":
         """The report on a finished folder; `started` is of time.monotonic."""
         return cls(
@@ -73,5 +94,12 @@ class PrepareReport:
             text_bytes=sum(manifest.splits[split].text_bytes for split in SPLITS),
             vocab_size=manifest.vocab_size,
             corpus=manifest.corpus,
+            sources={name: _of_source(manifest, name) for name in manifest.sources},
             tasks_skipped=tasks_skipped,
+            deaths=deaths,
         )
+
+
+def _of_source(manifest: Manifest, name: str) -> dict[str, int]:
+    parts = [manifest.source(split, name) for split in SPLITS]
+    return {"tokens": sum(part.tokens for part in parts), "documents": sum(part.documents for part in parts)}

@@ -1,69 +1,51 @@
-"""The two tasks of a preparation, as functions of a file range: `scan_range` hashes, `shard_range` tokenizes and writes.
+"""The second pass, and the only one where nothing needs to have seen everything: from a range of files to its token shards.
 
-Both are pure in what they are given, so that any process may run them in any order, twice if one is killed. Their results are
-kept under a hash of all that they depend on (`Ledger`), and a second run finds them there.
+Pure in what it is given, so that any process may do it, in any order, twice if one is killed. Documents stream: a shard is
+written whenever it is full, and no more than a batch of text and a shard of tokens for each split is held. The hash of the
+documents is compared with that of the first pass at the end; if they changed in between, what was written is taken back and
+nothing is recorded.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import xxhash
-from tokenizers import Tokenizer
 
-from data_prep.dedup import TRAIN, VALIDATION, as_keys, document_keys, pair_keys
-from data_prep.read import BadDocument, Document, FileRange, read_range
+from data_prep.counts import Counts
+from data_prep.dedup import DROPPED, TRAIN, VALIDATION, as_keys
+from data_prep.items import FileRange
+from data_prep.ledger import Ledger, Record
+from data_prep.scan import described, keys_of
+from data_prep.shard_writer import ShardWriter, Target
+from data_prep.sieve import ContentHash, Read, batches, sieve_of
 from data_prep.tokenize import Encoder
+from pretrain.data.corpus_settings import CorpusSettings
 from pretrain.data.prepare_settings import PrepareSettings
-from pretrain.data.token_shards import SPLITS, TOKENIZER_NAME, Origin, ShardRecord, Split, token_dtype, write_shard
+from pretrain.data.token_shards import SPLITS, TOKENIZER_NAME, Origin, ShardRecord, Split
+from pretrain.data.tokenizer_settings import EngineName
 from pretrain.errors import DataError
-from pretrain.files import hash_bytes, write_atomically
+from pretrain.files import hash_bytes
 
-ENCODE_BYTES = 1 << 20
-"""Text handed to the tokenizer at once."""
 FATE_OF: dict[Split, int] = {"train": TRAIN, "validation": VALIDATION}
 
 
 @dataclass(frozen=True)
-class Scan:
-    """What a range holds, without its text."""
+class Judged:
+    """What the first pass decided about the documents of a range."""
 
-    keys: np.ndarray
-    """(N, K) of data_prep.dedup."""
-    sizes: np.ndarray
-    """(N,) int64: UTF-8 bytes of each document."""
     content: str
-    """XXH3-128 over all documents, as they are."""
-    bad: tuple[BadDocument, ...]
-    dropped: dict[str, int] = field(default_factory=dict)
-    """How many documents were left out, by reason."""
+    """Hash of the documents that it found."""
+    fates: np.ndarray
+    """(N,) uint8 of data_prep.dedup: what becomes of each."""
 
-    def to_json(self) -> str:
-        """Exact text form, for the ledger."""
-        return json.dumps(
-            {
-                "columns": self.keys.shape[1],
-                "keys": self.keys.tobytes().hex(),
-                "sizes": self.sizes.tolist(),
-                "content": self.content,
-                "bad": [asdict(document) for document in self.bad],
-                "dropped": self.dropped,
-            }
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> "Scan":
-        """The inverse of `to_json`."""
-        content = json.loads(text)
-        return cls(
-            keys=as_keys([bytes.fromhex(content["keys"])], content["columns"]),
-            sizes=np.array(content["sizes"], dtype=np.int64),
-            content=content["content"],
-            bad=tuple(BadDocument(**document) for document in content["bad"]),
-            dropped=content["dropped"],
-        )
+    @property
+    def hash(self) -> str:
+        """XXH3-128 of both."""
+        return hash_bytes(self.content.encode() + self.fates.tobytes())
 
 
 @dataclass(frozen=True)
@@ -71,198 +53,221 @@ class ShardTask:
     """All that writing the shards of one range depends on."""
 
     files: FileRange
+    corpus: CorpusSettings
     prepare: PrepareSettings
-    content: str
-    """Hash of the documents that the scan found."""
-    fates: np.ndarray
-    """(N,) uint8 of data_prep.dedup: what becomes of each."""
+    sieve: str
+    """Identity of the cleaning."""
+    judged: Judged | None
+    """None: there was no first pass, and each document is judged as it comes."""
     folder: Path
     tokenizer_hash: str
     config_hash: str
-
-    @property
-    def source_hash(self) -> str:
-        """XXH3-128 of the documents and their fates."""
-        return hash_bytes(self.content.encode() + self.fates.tobytes())
+    records: Path
+    """Where the result is kept."""
 
     @property
     def key(self) -> str:
         """Under which the result is kept."""
-        return hash_bytes(
-            f"shards/{self.files.index}/{self.source_hash}/{self.tokenizer_hash}/{self.config_hash}".encode()
+        source = (
+            self.judged.hash if self.judged else [self.files.to_dict(), self.corpus.model_dump(mode="json"), self.sieve]
         )
+        content = ["shards", self.files.source, self.files.index, source, self.tokenizer_hash, self.config_hash]
+        return hash_bytes(json.dumps(content, sort_keys=True).encode())
+
+    def __str__(self) -> str:
+        return described(self.files)
 
 
 @dataclass(frozen=True)
 class ShardResult:
     """The shards of one range."""
 
+    source: str
     shards: dict[Split, tuple[ShardRecord, ...]]
-
-    def to_json(self) -> str:
-        """Exact text form, for the ledger."""
-        return json.dumps({split: [asdict(shard) for shard in shards] for split, shards in self.shards.items()})
-
-    @classmethod
-    def from_json(cls, text: str) -> "ShardResult":
-        """The inverse of `to_json`."""
-        content = json.loads(text)
-        return cls({split: tuple(ShardRecord(**shard) for shard in content[split]) for split in SPLITS})
-
-
-class Ledger:
-    """Results of finished tasks, one small file each, named by the hash of what they depend on."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def find(self, key: str) -> str | None:
-        """The result kept under a key; None where there is none."""
-        try:
-            return (self._folder / f"{key}.json").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-
-    def keep(self, key: str, result: str) -> None:
-        """Keeps a result. Raises StorageError."""
-        write_atomically(self._folder / f"{key}.json", result)
-
-
-class ContentHash:
-    """XXH3-128 over documents, their ends and the ends of their sides included."""
-
-    def __init__(self) -> None:
-        self._state = xxhash.xxh3_128()
-
-    def add(self, document: Document) -> None:
-        """Takes in the next document."""
-        for side in document.sides:
-            self._state.update(side.encode() + b"\0")  # no text holds a NUL
-        self._state.update(b"\0")
+    counts: Counts
+    """What was read; of a second pass empty, for the first one counted it."""
 
     @property
-    def value(self) -> str:
-        """32 hexadecimal digits."""
-        return self._state.hexdigest()
+    def documents(self) -> int:
+        """That were written."""
+        return sum(shard.documents for split in SPLITS for shard in self.shards[split])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the ledger."""
+        shards = {split: [asdict(shard) for shard in shards] for split, shards in self.shards.items()}
+        return {"source": self.source, "shards": shards, "counts": self.counts.to_dict()}
+
+    @classmethod
+    def of(cls, record: Record) -> "ShardResult":
+        """From the ledger."""
+        content = record.values["shards"]
+        shards: dict[Split, tuple[ShardRecord, ...]] = {
+            split: tuple(ShardRecord(**shard) for shard in content[split]) for split in SPLITS
+        }
+        return cls(record.values["source"], shards, Counts.from_dict(record.values["counts"]))
+
+    def all_there(self, folder: Path) -> bool:
+        """Whether the files are there, whole."""
+        shards = (shard for split in SPLITS for shard in self.shards[split])
+        return all(_size(folder / shard.file) == shard.file_bytes for shard in shards)
 
 
-def scan_key(files: FileRange, prepare: PrepareSettings) -> str:
-    """Under which the scan of a range is kept: its files as they are now, and how they are read."""
-    reading = [prepare.sources["main"].model_dump(), prepare.max_document_bytes, prepare.pair_max_characters]
-    return hash_bytes(json.dumps(["scan", files.to_dict(), reading], sort_keys=True).encode())
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
 
 
-def scan_range(files: FileRange, prepare: PrepareSettings) -> Scan:
-    """Hashes the documents of a range and collects what is bad."""
-    columns = 1 if prepare.kind == "text" else 2
-    content = ContentHash()
-    digests: list[bytes] = []
-    sizes: list[int] = []
-    bad: list[BadDocument] = []
-    dropped: dict[str, int] = {}
-    for item in read_range(files, prepare):
-        if isinstance(item, Document):
-            content.add(item)
-            digests += _digests(item)
-            sizes.append(item.text_bytes)
-        elif isinstance(item, BadDocument):
-            bad.append(item)
-        else:
-            dropped[item.reason] = dropped.get(item.reason, 0) + 1
-    return Scan(as_keys(digests, columns), np.array(sizes, dtype=np.int64), content.value, tuple(bad), dropped)
+@lru_cache(maxsize=1)
+def _encoder(path: Path, tokenizer_hash: str, engine: EngineName, audit_fraction: float) -> Encoder:
+    """The encoder of this process: loading a tokenizer takes as long as encoding megabytes. The hash is part of the key."""
+    return Encoder(path, engine, audit_fraction)
 
 
-def texts_of(files: FileRange, prepare: PrepareSettings, wanted: np.ndarray) -> Iterator[str]:
-    """Texts (both sides of pairs) of the documents of a range that are wanted, (N,) bool."""
-    documents = (item for item in read_range(files, prepare) if isinstance(item, Document))
-    for document, take in zip(documents, wanted.tolist(), strict=False):
-        if take:
-            yield from document.sides
-
-
-def _digests(document: Document) -> list[bytes]:
-    return document_keys(*document.sides) if len(document.sides) == 1 else pair_keys(*document.sides)
+def shard_and_keep(task: ShardTask) -> ShardResult:
+    """Writes the shards of a range and keeps the result."""
+    result = shard_range(task)
+    Ledger(task.records).keep(task.key, result.to_dict())
+    return result
 
 
 def shard_range(task: ShardTask) -> ShardResult:
     """Tokenizes the documents of a range and writes its shards of both splits.
 
     Raises:
-        DataError: a file changed since it was scanned.
+        DataError: a file changed since the first pass.
         StorageError: a full disk, or a folder that cannot be written.
     """
-    encoder = Encoder(Tokenizer.from_file(str(task.folder / TOKENIZER_NAME)))
-    documents = [item for item in read_range(task.files, task.prepare) if isinstance(item, Document)]
-    content = ContentHash()
-    for document in documents:
-        content.add(document)
-    if content.value != task.content:
-        raise DataError(
-            f"{task.files.parts[0].name} (or a file up to {task.files.parts[-1].name}) changed while it was being prepared; "
-            "run `pretrain prepare` again once the corpus is at rest"
-        )
-    shards = {}
+    settings = task.prepare.tokenizer
+    encoder = _encoder(task.folder / TOKENIZER_NAME, task.tokenizer_hash, settings.engine, settings.audit_fraction)
+    content, counts = ContentHash(), Counts()
+    fates = np.empty(0, np.uint8) if task.judged is None else task.judged.fates
+
+    def origin() -> Origin:
+        so_far = hash_bytes(content.value.encode() + fates.tobytes())
+        return Origin(so_far, task.tokenizer_hash, task.config_hash)
+
+    writers = {split: ShardWriter(_target(task, split), encoder, origin) for split in SPLITS}
+    try:
+        for split, chosen in _chosen(task, content, counts):
+            writers[split].add(chosen)
+        if task.judged is not None and content.value != task.judged.content:
+            raise _changed(task)
+        shards: dict[Split, tuple[ShardRecord, ...]] = {split: tuple(writers[split].close()) for split in SPLITS}
+        return ShardResult(task.files.source, shards, Counts() if task.judged else counts)
+    except BaseException:
+        for writer in writers.values():
+            writer.take_back()
+        raise
+
+
+def _target(task: ShardTask, split: Split) -> Target:
+    return Target(
+        task.folder,
+        split,
+        task.files.source,
+        task.files.index,
+        task.prepare.shard_tokens,
+        pairs=task.corpus.kind == "pairs",
+    )
+
+
+def _chosen(task: ShardTask, content: ContentHash, counts: Counts) -> Iterator[tuple[Split, Sequence[Read]]]:
+    """The documents of both splits, a batch at a time, as they are to be stored."""
+    judge = _judge_as_it_comes if task.judged is None else _judge_by_the_first_pass
+    order = {split: _Sorted(task.prepare.task_bytes) if task.corpus.kind == "pairs" else _AsRead() for split in SPLITS}
+    for split, batch in judge(task, content, counts):
+        for chosen in order[split].add(batch):
+            yield split, chosen
     for split in SPLITS:
-        chosen = [documents[at] for at in np.flatnonzero(task.fates == FATE_OF[split])]
-        if task.prepare.kind == "pairs":
-            # Catalogues list their messages by theme; in the order of hashes, neighbours that share a row have nothing in common.
-            chosen.sort(key=_digests)
-        shards[split] = tuple(_write_shards(task, split, chosen, encoder))
-    return ShardResult(shards)
+        for chosen in order[split].close():
+            yield split, chosen
 
 
-def _write_shards(
-    task: ShardTask, split: Split, documents: Sequence[Document], encoder: Encoder
-) -> Iterator[ShardRecord]:
-    origin = Origin(task.source_hash, task.tokenizer_hash, task.config_hash)
-    dtype = token_dtype(encoder.vocab_size)
-    pending: list[tuple[np.ndarray, int, int]] = []  # tokens, source length, text bytes
-    number = tokens = 0
-
-    def flush() -> ShardRecord:
-        ids, sources, sizes = zip(*pending, strict=True)
-        return write_shard(
-            task.folder,
-            f"{split}/{task.files.index:06d}-{number:03d}.tokens",
-            np.concatenate(ids).astype(dtype),
-            np.array([len(document) for document in ids]),
-            text_bytes=sum(sizes),
-            origin=origin,
-            source_lengths=np.array(sources) if task.prepare.kind == "pairs" else None,
-        )
-
-    for ids, source, size in _encoded(documents, encoder):
-        if pending and tokens + len(ids) > task.prepare.shard_tokens:
-            yield flush()
-            pending, number, tokens = [], number + 1, 0
-        pending.append((ids, source, size))
-        tokens += len(ids)
-    if pending:
-        yield flush()
+def _judge_by_the_first_pass(
+    task: ShardTask, content: ContentHash, counts: Counts
+) -> Iterator[tuple[Split, Sequence[Read]]]:
+    assert task.judged is not None
+    sieve, fates, at = sieve_of(task.prepare), task.judged.fates, 0
+    for batch in batches(task.files, task.corpus, task.prepare, counts):
+        here = fates[at : at + len(batch)]
+        at += len(batch)
+        if len(here) < len(batch):
+            raise _changed(task)
+        for read in batch:
+            content.add(read)
+        for split in SPLITS:
+            chosen = np.flatnonzero(here == FATE_OF[split]).tolist()
+            if chosen:
+                yield split, sieve.edit([batch[place] for place in chosen])
 
 
-def _encoded(documents: Sequence[Document], encoder: Encoder) -> Iterator[tuple[np.ndarray, int, int]]:
-    """(tokens with special ones, tokens of the source, bytes of text) of each document."""
-    special = encoder.special
-    for group in _groups(documents):
-        ids = iter(encoder.encode([side for document in group for side in document.sides]))
-        for document in group:
-            first = next(ids)
-            if len(document.sides) == 1:
-                yield np.append(first, special.end_of_text), 0, document.text_bytes
-            else:
-                pair = np.concatenate([first, [special.target], next(ids), [special.end_of_text]])
-                yield pair, len(first), document.text_bytes
+def _judge_as_it_comes(task: ShardTask, content: ContentHash, counts: Counts) -> Iterator[tuple[Split, Sequence[Read]]]:
+    sieve, fraction = sieve_of(task.prepare), task.prepare.validation_fraction
+    for batch in batches(task.files, task.corpus, task.prepare, counts):
+        for read in batch:
+            content.add(read)
+        kept = [read for read in sieve.keep(batch, counts) if read is not None]
+        fates = fates_by_hash([keys_of(read)[0] for read in kept], fraction)
+        for split in SPLITS:
+            chosen = np.flatnonzero(fates == FATE_OF[split]).tolist()
+            if chosen:
+                yield split, [kept[place] for place in chosen]
 
 
-def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:
-    group: list[Document] = []
-    size = 0
-    for document in documents:
-        group.append(document)
-        size += document.text_bytes
-        if size >= ENCODE_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+def fates_by_hash(digests: list[bytes], fraction: float) -> np.ndarray:
+    """(N,) uint8: VALIDATION for a document whose first key is below the fraction, as `data_prep.dedup.held_out_of` has it."""
+    high = as_keys(digests, 1)[:, 0]["high"]
+    return np.where(high < np.uint64(int(fraction * 2**64)), np.uint8(VALIDATION), np.uint8(TRAIN))
+
+
+class _AsRead:
+    """Documents in the order in which they are read."""
+
+    def add(self, batch: Sequence[Read]) -> Iterable[Sequence[Read]]:
+        return [batch]
+
+    def close(self) -> Iterable[Sequence[Read]]:
+        return []
+
+
+class _Sorted:
+    """Pairs in the order of their hashes, so many bytes at a time.
+
+    Catalogues list their messages by theme; in the order of hashes, neighbours that share a row have nothing in common.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._size = limit, 0
+        self._pairs: list[tuple[list[bytes], Read]] = []
+
+    def add(self, batch: Sequence[Read]) -> Iterable[Sequence[Read]]:
+        for read in batch:
+            self._pairs.append((keys_of(read), read))
+            self._size += read.size
+            if self._size >= self._limit:
+                yield from self.close()
+
+    def close(self) -> Iterable[Sequence[Read]]:
+        if self._pairs:
+            self._pairs.sort(key=lambda pair: pair[0])
+            chosen = [read for _, read in self._pairs]
+            self._pairs, self._size = [], 0
+            yield chosen
+
+
+def _changed(task: ShardTask) -> DataError:
+    return DataError(
+        f"{task} changed while it was being prepared; run `pretrain prepare` again once the corpus is at rest"
+    )
+
+
+def texts_of(files: FileRange, corpus: CorpusSettings, prepare: PrepareSettings, wanted: np.ndarray) -> Iterator[str]:
+    """Texts (both sides of pairs), as they are kept, of the documents of a range that are wanted, (N,) bool."""
+    sieve, at = sieve_of(prepare), 0
+    for batch in batches(files, corpus, prepare, Counts()):
+        chosen = [batch[place] for place in np.flatnonzero(wanted[at : at + len(batch)]).tolist()]
+        for read in sieve.edit(chosen):
+            yield from read.document.sides
+        at += len(batch)
+
+
+assert DROPPED not in FATE_OF.values()

@@ -10,6 +10,7 @@ rank; 75 preempted, checkpoint saved, start the same command again; 130 stopped 
 
 import argparse
 import difflib
+import importlib
 import os
 import re
 import sys
@@ -126,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_config_commands(commands)
     _add_run_commands(commands)
+    _add_data_commands(commands)
     _add(commands, "doctor", "what this machine has, what is missing, and the fix", "doctor")
     return parser
 
@@ -226,8 +228,85 @@ def _add_run_commands(commands: Any) -> None:
     _add_run(_add(actions, "verify", "hold every file of every checkpoint against its hash", "verify_checkpoints"))
 
 
+def _add_data_commands(commands: Any) -> None:
+    data = commands.add_parser("data", help="look into prepared data", description="What lies in prepared data.")
+    actions = data.add_subparsers(metavar="COMMAND", required=True)
+    inspect = _add(
+        actions, "inspect", "counts, sources, lengths and random documents of prepared data", "data_commands.inspect"
+    )
+    inspect.add_argument(
+        "paths", nargs="+", metavar="PATH", help="a data folder (data/standard_library), or token shards"
+    )
+    inspect.add_argument(
+        "--samples", type=_natural, default=3, metavar="N", help="random documents of each source; default: %(default)s"
+    )
+    inspect.add_argument("--seed", type=_natural, default=0, metavar="S", help="of the choice; default: %(default)s")
+    verify = _add(actions, "verify", "hold every block of prepared data against its checksum", "data_commands.verify")
+    verify.add_argument("folder", metavar="FOLDER", help="a data folder, such as data/standard_library")
+    mix = _add(actions, "mix", "what a config's blend of sources gives: samples, tokens, epochs", "order_commands.mix")
+    _add_config(mix)
+    trace = _add(actions, "trace", "which documents were in a step of a run", "order_commands.trace")
+    _add_run(trace)
+    trace.add_argument("--step", type=_positive, required=True, metavar="K", help="as the metrics count them, from 1")
+    trace.add_argument(
+        "--rows",
+        type=_positive,
+        default=8,
+        metavar="N",
+        help="samples of the step that are shown; default: %(default)s",
+    )
+    trace.add_argument(
+        "--form",
+        choices=("table", "text", "json"),
+        default="table",
+        help="text: with the documents' text; json: one line a sample, all of them; default: %(default)s",
+    )
+    _add_token_files(actions)
+
+
+def _add_token_files(actions: Any) -> None:
+    """What other projects prepared, and what they read."""
+    taken = _add(
+        actions, "import", "token files of Megatron or datatrove -> a data folder", "data_commands.import_files"
+    )
+    taken.add_argument("files", nargs="+", metavar="FILE", help="PREFIX of PREFIX.bin and PREFIX.idx, or a .ds file")
+    taken.add_argument("--format", choices=("megatron", "datatrove"), required=True, help="what the files are")
+    taken.add_argument("--tokenizer", required=True, metavar="FILE", help="the tokenizer.json that the ids are of")
+    taken.add_argument("--out", required=True, metavar="FOLDER", help="the data folder that is made")
+    taken.add_argument(
+        "--tokens",
+        choices=("copy", "link"),
+        default="copy",
+        help="link: they stay in Megatron's files, which are read in place; default: %(default)s",
+    )
+    taken.add_argument(
+        "--document-end",
+        choices=("present", "append"),
+        default="present",
+        help="whether each document ends with the end-of-text token, or gets one; default: %(default)s",
+    )
+    taken.add_argument(
+        "--end-of-text",
+        default="<|endoftext|>",
+        metavar="TOKEN",
+        help="the tokenizer's name of it; default: %(default)s",
+    )
+    taken.add_argument(
+        "--validation", type=float, default=0.02, metavar="SHARE", help="of documents held out; default: %(default)s"
+    )
+    given = _add(
+        actions, "export", "a data folder -> token files of Megatron or datatrove", "data_commands.export_files"
+    )
+    given.add_argument("folder", metavar="FOLDER", help="a data folder")
+    given.add_argument("--format", choices=("megatron", "datatrove"), required=True, help="what is written")
+    given.add_argument(
+        "--out", required=True, metavar="FILE", help="PREFIX of PREFIX.bin and PREFIX.idx, or a .ds file"
+    )
+    given.add_argument("--split", choices=("train", "validation"), default="train", help="default: %(default)s")
+
+
 def _add(commands: Any, name: str, summary: str, handler: str) -> argparse.ArgumentParser:
-    """A command; `handler` names its function in launch.commands, imported when the command runs."""
+    """A command; `handler` names its function in launch.commands (or another file of launch), imported when it runs."""
     parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
     parser.set_defaults(handler=_lazy(handler), parser=parser)
     return parser
@@ -235,9 +314,8 @@ def _add(commands: Any, name: str, summary: str, handler: str) -> argparse.Argum
 
 def _lazy(name: str) -> Callable[[Arguments], int | None]:
     def handler(arguments: Arguments) -> int | None:
-        from launch import commands
-
-        return getattr(commands, name)(arguments)
+        module, _, function = name.rpartition(".")
+        return getattr(importlib.import_module(f"launch.{module or 'commands'}"), function)(arguments)
 
     return handler
 

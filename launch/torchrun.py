@@ -17,6 +17,7 @@ from launch.endings import error_of
 from launch.lock import only_launcher
 from launch.machine import this_machine
 from launch.ranks import Nodes, RankJob, run_ranks
+from launch.shard_agent import localized, shard_agent
 from pretrain.checkpoint.format import (
     DamagedFile,
     check_same_model,
@@ -25,7 +26,7 @@ from pretrain.checkpoint.format import (
     read_metadata,
 )
 from pretrain.config import RESOLVED_NAME, RunConfig, read_resolved, write_resolved
-from pretrain.data.folder_check import check_files
+from pretrain.data.folder_check import check_files, check_tokenizer
 from pretrain.data.token_shards import Manifest, read_manifest
 from pretrain.files import append_json_line, hash_bytes, read_json_lines
 from pretrain.guard.fault_file import read_faults
@@ -82,6 +83,7 @@ def run(config: RunConfig, launch: Launch | None = None) -> Trained:
     Raises ConfigError, DataError, CheckpointError, StorageError, RankFault, and Preempted or Interrupted where a signal ended it.
     """
     launch = launch or Launch()
+    config, address = localized(config)
     checked = check(config, launch)
     run_dir = checked.config.run_dir
     # Node 0 speaks for the run; the others only start their ranks.
@@ -94,7 +96,8 @@ def run(config: RunConfig, launch: Launch | None = None) -> Trained:
             )
             return Trained(checked.config, by_this_launch=False)
         generation = register(checked, launch.nodes) if first else 0
-        ended = run_ranks(_job(checked.config, launch, generation, checked.machine))
+        with shard_agent(checked.config, address):
+            ended = run_ranks(_job(checked.config, launch, generation, checked.machine))
         error = error_of(ended, read_faults(run_dir, ended.generation), run_dir, launch.again)
     if error is not None:
         raise error
@@ -120,7 +123,10 @@ def check(config: RunConfig, launch: Launch | None = None) -> CheckedRun:
     vocab_size = early.model.vocab_size or manifest.vocab_size
     resolved = resolve(config, machine, launch.world, vocab_size=vocab_size, before=before)
     check_data(Prepared(resolved, manifest))
-    check_files(resolved.data.folder, manifest)
+    if resolved.data.cache is None:
+        check_files(resolved.data.folder, manifest)
+    else:
+        check_tokenizer(resolved.data.folder, manifest)  # shards are checked as the agent brings them
     _check_checkpoint(resolved)
     changes = check_resume(before, resolved, launch.allow_change) if before else []
     check_disk(Disk(resolved, free_bytes(config.run_dir)))

@@ -109,7 +109,8 @@ def test_set_reaches_every_leaf(small: Path) -> None:
     """Setting any field to the value it has changes nothing; a path that --set cannot reach would be refused."""
     full = small.with_name("full.yaml")
     experts = ["model.moe.num_experts=4", "model.moe.experts_per_token=2", "model.moe.d_ff=8"]
-    config = load_config(small, ["data.prepare.corpus.source=text", "name=full", *experts])
+    sections = ["data.prepare.corpus.source=text", "data.cache.dir=cache", *experts]
+    config = load_config(small, [*sections, "name=full"])
     full.write_text(to_yaml(config))
     tree = config.model_dump(mode="json")
     seen = set()

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from pretrain.data.linked_shard import LINK_SUFFIX, check_target
 from pretrain.data.manifest import SPLITS, TOKENIZER_NAME, Manifest, ShardRecord
 from pretrain.data.token_shards import TokenShards, damaged_shard, missing_shard, shard_path
 from pretrain.errors import DataError, StorageError
@@ -22,7 +23,9 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     records = [record for split in SPLITS for record in manifest.splits[split].shards]
     for record in records:
         _check_size(shard_path(folder, record), record)
-    if sum(record.file_bytes for record in records) <= READ_WHOLE_BYTES:
+        if record.file.endswith(LINK_SUFFIX):
+            check_target(shard_path(folder, record), manifest.roots)
+    if sum(_bytes(record) for record in records) <= READ_WHOLE_BYTES:
         for split in SPLITS:
             TokenShards.open(folder, split, "read").check_all()
 
@@ -41,6 +44,11 @@ def check_tokenizer(folder: Path, manifest: Manifest) -> bytes:
             f"manifest says {manifest.tokenizer_hash}); put the original file back, or delete the folder and prepare again"
         )
     return content
+
+
+def _bytes(record: ShardRecord) -> int:
+    """What a check of all blocks reads; of a linked shard at most, for only its own file tells how wide its tokens are."""
+    return record.file_bytes + (4 * record.tokens if record.file.endswith(LINK_SUFFIX) else 0)
 
 
 def _check_size(path: Path, record: ShardRecord) -> None:

@@ -121,6 +121,8 @@ class Manifest:
     """What was read and left out: documents, duplicates, empty and bad ones."""
     complete: bool = True
     """False while the folder grows: shards are only ever added behind those of their source."""
+    roots: tuple[str, ...] = ()
+    """Absolute folders outside of this one, in which the tokens of linked shards lie (`linked_shard`)."""
 
     @property
     def dtype(self) -> np.dtype:
@@ -169,6 +171,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
             for split in SPLITS
         },
         "sources": list(manifest.sources),
+        "roots": list(manifest.roots),
         "prepare": dict(manifest.prepare),
         "corpus": dict(manifest.corpus),
     }  # fmt: skip
@@ -254,6 +257,7 @@ def _parse_manifest(content: Mapping[str, Any], folder: Path) -> Manifest:
         prepare=content["prepare"],
         corpus=content["corpus"],
         complete=content["complete"],
+        roots=_roots(content.get("roots", ())),
     )
 
 
@@ -262,6 +266,13 @@ def _texts(values: Iterable[Any]) -> tuple[str, ...]:
     if not texts or len(set(texts)) != len(texts) or not all(isinstance(text, str) and text for text in texts):
         raise ValueError(f"sources must be different names, not {list(texts)}")
     return texts
+
+
+def _roots(values: Iterable[Any]) -> tuple[str, ...]:
+    roots = tuple(values)
+    if not all(isinstance(root, str) and Path(root).is_absolute() and "\0" not in root for root in roots):
+        raise ValueError(f"roots must be absolute folders, not {list(roots)}")
+    return roots
 
 
 def _read_table(folder: Path, index: Mapping[str, Any], sources: tuple[str, ...]) -> ShardTable:

@@ -5,7 +5,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from pretrain.data.cleaning_settings import CleaningSettings
 from pretrain.data.corpus_settings import CorpusSettings
+from pretrain.data.dedup_settings import DecontaminationSettings, DedupSettings
 from pretrain.data.tokenizer_settings import TokenizerSettings
 from pretrain.settings import Fraction, PositiveInt, Settings
 
@@ -21,6 +23,12 @@ class PrepareSettings(Settings):
     corpora: dict[str, CorpusSettings] = Field(default_factory=dict)
     """Where documents come from, if from several places: each is a source of its own, by the name that is given here, and can be
     weighed when it is read."""
+    cleaning: CleaningSettings = CleaningSettings()
+    """What a document must be like; text alone, pairs have rules of their own."""
+    dedup: DedupSettings = DedupSettings()
+    """Which repeated documents are dropped."""
+    decontamination: DecontaminationSettings | None = None
+    """Which documents are dropped because they share text with eval files; null: none."""
     tokenizer: TokenizerSettings = TokenizerSettings()
     validation_fraction: Fraction = 0.02
     """Share of documents held out for validation, chosen by a hash of their content."""

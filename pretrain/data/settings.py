@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from pretrain.data.cache_settings import CacheSettings
 from pretrain.data.order_settings import OrderSettings
 from pretrain.data.prepare_settings import PrepareSettings
 from pretrain.settings import PositiveInt, Settings
@@ -31,6 +32,9 @@ class DataSettings(Settings):
     is that of the finished folder. `finished`: an unfinished folder is refused."""
     prefetch: PositiveInt = 2
     """Global batches that the prefetch thread keeps ready."""
+    cache: CacheSettings | None = None
+    """A cache of shards on each node's disk, for a `dir` on a slow file system or at an address (s3://bucket/folder); None:
+    shards are read where they lie."""
     prepare: PrepareSettings | None = None
     """How the folder is made; None: it must exist."""
 

@@ -256,9 +256,13 @@ class TokenShard:
             if self.verified[block]:
                 continue
             if _block_hash(self._view, self.layout, block) != int(self._hashes[block]):
-                raise damaged_shard(self.path, f"block {block} (bytes {block * size:,} on) does not match its checksum")
+                raise self.damaged(f"block {block} (bytes {block * size:,} on) does not match its checksum")
             self.verified[block] = 1
         self.all_verified = self.verified.find(0) < 0
+
+    def damaged(self, what: str) -> DataError:
+        """What is told of a block that is damaged."""
+        return damaged_shard(self.path, what)
 
     def _read_layout(self) -> _Layout:
         size = len(self._view)
@@ -288,9 +292,13 @@ def _map(path: Path) -> tuple[mmap.mmap | bytes, memoryview]:
     return content, memoryview(content)
 
 
-def missing_shard(path: Path) -> DataError:
+class MissingShard(DataError):
+    """A shard that is not there."""
+
+
+def missing_shard(path: Path) -> MissingShard:
     """What is told of a shard that is not there."""
-    return DataError(f"{path}: not found; `pretrain prepare` with the same config rebuilds this shard alone")
+    return MissingShard(f"{path}: not found; `pretrain prepare` with the same config rebuilds this shard alone")
 
 
 def damaged_shard(path: Path, what: str) -> DataError:

@@ -7,10 +7,13 @@ module.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from pretrain.data.linked_shard import LINK_SUFFIX, LinkedShard
+from pretrain.data.local_shards import is_cached, wait_for_shard
 from pretrain.data.manifest import END_OF_TEXT as END_OF_TEXT
 from pretrain.data.manifest import MANIFEST_FORMAT as MANIFEST_FORMAT
 from pretrain.data.manifest import MANIFEST_NAME as MANIFEST_NAME
@@ -28,6 +31,7 @@ from pretrain.data.manifest import read_manifest as read_manifest
 from pretrain.data.manifest import read_token_bytes as read_token_bytes
 from pretrain.data.manifest import token_dtype as token_dtype
 from pretrain.data.manifest import write_manifest as write_manifest
+from pretrain.data.shard_file import MissingShard as MissingShard
 from pretrain.data.shard_file import Origin as Origin
 from pretrain.data.shard_file import TokenShard as TokenShard
 from pretrain.data.shard_file import Verify as Verify
@@ -37,6 +41,7 @@ from pretrain.data.shard_file import write_shard as write_shard
 from pretrain.errors import DataError
 from pretrain.files import path_within
 
+CACHE_ATTEMPTS = 20
 OPEN_SHARDS = 256
 """Shards that a reader keeps mapped; each map holds a file descriptor, and 1,024 are a usual limit."""
 
@@ -164,8 +169,8 @@ class TokenShards:
     def document_bounds(self, document: int) -> tuple[int, int]:
         """First token of a document of the stream, and of the next one."""
         assert 0 <= document < self.num_documents, f"document {document} of {self.num_documents}"
-        index = int(np.searchsorted(self._document_starts, document, side="right")) - 1
-        start, stop = self.shard(index).document_bounds(document - int(self._document_starts[index]))
+        index, within = self.place_of_document(document)
+        start, stop = self.shard(index).document_bounds(within)
         offset = int(self._token_starts[index])
         return start + offset, stop + offset
 
@@ -181,11 +186,33 @@ class TokenShards:
         """(N,) int64 tokens of every pair's source. Raises DataError where the data are plain documents."""
         return self._gather(TokenShard.source_lengths)
 
+    @property
+    def num_shards(self) -> int:
+        """Shards of the stream."""
+        return len(self._records)
+
+    def file(self, index: int) -> str:
+        """Name of a shard's file, relative to the folder."""
+        return self._records.shard(index).file
+
+    def file_bytes(self, index: int) -> int:
+        """Bytes of a shard's file."""
+        return self._records.shard(index).file_bytes
+
+    def place_of_document(self, document: int) -> tuple[int, int]:
+        """The shard of a document of the stream, and its number there."""
+        index = int(np.searchsorted(self._document_starts, document, side="right")) - 1
+        return index, document - int(self._document_starts[index])
+
+    def check_shard(self, index: int) -> None:
+        """Reads a shard wholly and holds it against its checksums. Raises DataError for damage."""
+        shard = self.shard(index)
+        shard.check(0, shard.layout.footer_at)
+
     def check_all(self) -> None:
         """Reads every shard wholly and holds it against its checksums. Raises DataError for the first damage."""
-        for index in range(len(self._records)):
-            shard = self.shard(index)
-            shard.check(0, shard.layout.footer_at)
+        for index in range(self.num_shards):
+            self.check_shard(index)
 
     def shard(self, index: int) -> TokenShard:
         """A shard by its place in the split."""
@@ -198,9 +225,13 @@ class TokenShards:
             self._open.move_to_end(index)
         return shard
 
+    def let_go(self, index: int) -> None:
+        """Unmaps a shard, for a pass over all of them: a mapped page that was read counts as memory of the process."""
+        self._open.pop(index, None)
+
     def _map_shard(self, index: int) -> TokenShard:
         record = self._records.shard(index)
-        shard = TokenShard(shard_path(self.folder, record), self._verify, self._verified.get(index))
+        shard = self._present(record, self._verified.get(index))
         self._verified[index] = shard.verified
         if shard.origin.tokenizer != self.manifest.tokenizer_hash:
             raise DataError(
@@ -216,6 +247,19 @@ class TokenShards:
         if shard.hash != record.hash:
             raise damaged_shard(shard.path, "it is not the shard that the manifest lists (another hash)")
         return shard
+
+    def _present(self, record: ShardRecord, verified: bytearray | None) -> TokenShard:
+        """A shard that is there, that is linked, or that the agent of this node brings."""
+        path = shard_path(self.folder, record)
+        if record.file.endswith(LINK_SUFFIX):
+            return LinkedShard(path, self.manifest.roots, self._verify, verified)
+        if not is_cached(self.folder):
+            return TokenShard(path, self._verify, verified)
+        for _ in range(CACHE_ATTEMPTS):
+            wait_for_shard(self.folder, record.file)
+            with suppress(MissingShard):  # it may go between two looks at it
+                return TokenShard(path, self._verify, verified)
+        raise DataError(f"{path}: the cache is too small for the shards that are read at once; raise data.cache.gib")
 
     def _shard_of_token(self, token: int) -> int:
         return min(int(np.searchsorted(self._token_starts, token, side="right")) - 1, len(self._records) - 1)

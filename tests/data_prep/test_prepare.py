@@ -2,25 +2,25 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_prep.executors import Processes
 from data_prep.folder import locked
 from data_prep.pipeline import prepare_tokenizer
+from data_prep.ranges import plan_sources
 from data_prep.ray_tasks import RayTasks
-from data_prep.shard import ShardTask, shard_range
+from data_prep.shard import Judged, ShardTask, shard_and_keep
 from pretrain.data.batches import training_batches
 from pretrain.data.token_shards import TokenShards, read_manifest, read_token_bytes
 from pretrain.data.tokenizer import load_tokenizer
-from pretrain.errors import DataError, RankFault
+from pretrain.errors import DataError
 from tests.data_prep.corpora import data_settings, output, quiet, run, text, write_texts
 
 ROOT = Path(__file__).parents[2]
@@ -52,52 +52,6 @@ def test_ray_writes_the_same_bytes_as_local(corpus: Path, prepared: Path, tmp_pa
     report = run(data_settings(tmp_path / "data", corpus), backend="ray", workers=2)
     assert report.backend.startswith("ray")
     assert output(tmp_path / "data") == output(prepared)
-
-
-def test_an_error_in_a_ray_task_arrives_as_itself(ray_tasks: RayTasks) -> None:
-    with pytest.raises(DataError, match="from inside"):
-        list(ray_tasks.run(_raise, [1]))
-
-
-def test_an_error_in_a_process_arrives_as_itself() -> None:
-    with Processes(1) as processes, pytest.raises(DataError, match="from inside"):
-        list(processes.run(_raise, [1]))
-
-
-def test_a_worker_process_that_dies_is_told() -> None:
-    with Processes(1) as processes, pytest.raises(RankFault, match="worker process of the preparation died"):
-        list(processes.run(_die, [1]))
-
-
-def test_a_ray_worker_that_dies_once_is_replaced(ray_tasks: RayTasks, tmp_path: Path) -> None:
-    assert list(ray_tasks.run(_die_once, [tmp_path / "mark"])) == [(0, "done")]
-
-
-def test_ray_listens_on_this_machine_alone(ray_tasks: RayTasks) -> None:
-    psutil = pytest.importorskip("psutil")
-    found = [
-        connection.laddr.ip
-        for process in psutil.Process().children(recursive=True)
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-        and process.name() in ("gcs_server", "raylet", "ray::RuntimeEnvAgent")
-    ]
-    assert len(found) >= 3 and {address.removeprefix("::ffff:") for address in found} == {"127.0.0.1"}
-
-
-def _raise(_: int) -> None:
-    raise DataError("from inside")
-
-
-def _die(_: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _die_once(mark: Path) -> str:
-    if not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return "done"
 
 
 def test_the_text_comes_back_out_of_the_shards(corpus: Path, prepared: Path) -> None:
@@ -208,10 +162,10 @@ def test_a_preparation_killed_between_shards_is_finished_to_the_same_bytes(
         """
         import os, signal, sys
         from pathlib import Path
-        import data_prep.shard
+        import data_prep.shard_writer
         from tests.data_prep.corpora import data_settings, run
 
-        write, written = data_prep.shard.write_shard, []
+        write, written = data_prep.shard_writer.write_shard, []
 
         def killed(*arguments, **options):
             if len(written) == 3:
@@ -219,52 +173,18 @@ def test_a_preparation_killed_between_shards_is_finished_to_the_same_bytes(
             written.append(write(*arguments, **options))
             return written[-1]
 
-        data_prep.shard.write_shard = killed
+        data_prep.shard_writer.write_shard = killed
         run(data_settings(Path(sys.argv[1]), Path(sys.argv[2])))
         """
     )
     folder = tmp_path / "data"
     done = subprocess.run([sys.executable, "-c", script, str(folder), str(corpus)], cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
-    assert not (folder / "manifest.json").exists() and len(list(folder.glob("*/*.tokens"))) == 3
+    assert not read_manifest(folder).complete and len(list(folder.glob("*/*.tokens"))) == 3
     (folder / "train" / ".000009.tokens.left").write_bytes(b"half")  # what a kill within a write leaves behind
     report = run(data_settings(folder, corpus))
     assert report.tasks_skipped >= 1
     assert output(folder) == output(prepared) and not list(folder.glob("*/.*"))
-
-
-def test_a_killed_preparation_leaves_no_worker_behind() -> None:
-    script = textwrap.dedent(
-        """
-        import time
-        from data_prep.executors import Processes
-
-        if __name__ == "__main__":
-            with Processes(1) as processes:
-                list(processes.run(abs, [1]))
-                print(*processes._pool._processes, flush=True)
-                list(processes.run(time.sleep, [600]))
-        """
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        worker = Path("/proc") / process.stdout.readline().strip() / "stat"
-        assert worker.exists()
-        process.kill()
-    deadline = time.monotonic() + 30
-    while alive(worker) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not alive(worker)
-
-
-def alive(stat: Path) -> bool:
-    """Whether the process of a /proc/PID/stat runs; one that nobody reaped does not."""
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_changed_settings_are_refused_with_the_difference(corpus: Path, prepared: Path) -> None:
@@ -374,14 +294,19 @@ def test_too_many_bad_documents_stop_it_and_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changes_under_way_is_refused(corpus: Path, prepared: Path, tmp_path: Path) -> None:
-    from data_prep.plan import plan_ranges
-
     data = data_settings(prepared, corpus)
     assert data.prepare is not None
-    files = plan_ranges(data.prepare.corpus, tmp_path, data.prepare.task_bytes)[0]
-    task = ShardTask(files, data.prepare, "00" * 16, np.ones(3, np.uint8), prepared, "11" * 16, "22" * 16)
-    with pytest.raises(DataError, match="changed while it was being prepared"):
-        shard_range(task)
+    files = plan_sources(data.prepare, tmp_path)[0]
+    judged = Judged("00" * 16, np.ones(50, np.uint8))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(prepared / "tokenizer.json", folder)
+    task = ShardTask(
+        files, data.prepare.sources["main"], data.prepare, "", judged, folder, "11" * 16, "22" * 16, folder / "records"
+    )
+    with pytest.raises(DataError, match=r"000\.txt .* changed while it was being prepared"):
+        shard_and_keep(task)
+    assert not list(folder.rglob("*.tokens")) and not (folder / "records").exists()
 
 
 def test_shards_hold_no_more_tokens_than_they_may(tmp_path: Path) -> None:

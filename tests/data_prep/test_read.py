@@ -8,8 +8,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from data_prep.hub import hub_files
+from data_prep.items import BadDocument, Document, Dropped, Item
 from data_prep.plan import plan_ranges
-from data_prep.read import BadDocument, Document, Dropped, Item, download_hub, read_range
+from data_prep.read import read_range
 from pretrain.data.corpus_settings import CorpusSettings
 from pretrain.data.settings import DataSettings
 from pretrain.data.token_shards import TokenShards
@@ -22,8 +24,8 @@ def items(tmp_path: Path, source: str, path: Path, task_bytes: int = 1000, **cha
     """What each range holds."""
     data = data_settings(tmp_path / "data", path, source, task_bytes=task_bytes, **changes)
     assert data.prepare is not None
-    ranges = plan_ranges(data.prepare.corpus, tmp_path / "corpus", task_bytes)
-    return [list(read_range(files, data.prepare)) for files in ranges]
+    ranges = plan_ranges(data.prepare.sources["main"], tmp_path / "corpus", task_bytes)
+    return [list(read_range(files, data.prepare.sources["main"], data.prepare)) for files in ranges]
 
 
 def flat(found: list[list[Item]]) -> list[Item]:
@@ -178,7 +180,7 @@ def test_the_standard_library_is_found_without_its_guests(tmp_path: Path) -> Non
 
 def test_a_hub_data_set_needs_a_revision(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="needs `name` and `revision`"):
-        download_hub(CorpusSettings(source="hub", name="someone/something"), tmp_path)
+        hub_files(CorpusSettings(source="hub", name="someone/something"), tmp_path)
 
 
 def hub_settings(tmp_path: Path) -> DataSettings:
@@ -208,5 +210,5 @@ def test_a_hub_data_set_with_code_is_refused(tmp_path: Path) -> None:
     source.mkdir()
     (source / "evil.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'canary')!r}).touch()\n")
     with pytest.raises(DataError, match="cannot be loaded"):
-        download_hub(CorpusSettings(source="hub", name=str(source), revision="main"), tmp_path / "corpus")
+        hub_files(CorpusSettings(source="hub", name=str(source), revision="main"), tmp_path / "corpus")
     assert not (tmp_path / "canary").exists()

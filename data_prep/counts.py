@@ -1,0 +1,90 @@
+"""What was read and left out, in counts, of a range or of a corpus."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+from data_prep.cleaning.tally import Tally
+from data_prep.items import BadDocument, Dropped
+
+EXAMPLES = 5
+EXCERPT_CHARACTERS = 300
+
+
+@dataclass(frozen=True, order=True)
+class Example:
+    """A document that was left out, for people."""
+
+    digest: str
+    """Of the document; the examples with the smallest ones are kept, so that merging in any order gives the same."""
+    why: str
+    text: str
+
+
+@dataclass
+class Counts:
+    """Grows while documents are read; `merge` adds another part of the corpus, in the order of the plan."""
+
+    documents: int = 0
+    """Readable ones, those that are left out included."""
+    passed: int = 0
+    """Those of them that pass cleaning."""
+    bad_documents: int = 0
+    """Those that cannot be read."""
+    bad: list[BadDocument] = field(default_factory=list)
+    """They themselves, of a range; of a corpus the first few."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Readable ones that are left out, by reason."""
+    contaminated: list[Example] = field(default_factory=list)
+    """Some of those that share text with an eval file."""
+    tally: Tally = field(default_factory=Tally)
+    """Of the cleaning, by step and rule."""
+
+    def add_bad(self, document: BadDocument) -> None:
+        """Something could not be read."""
+        self.bad_documents += 1
+        self.bad.append(document)
+
+    def drop(self, dropped: Dropped) -> None:
+        """A document is left out."""
+        self.dropped[dropped.reason] = self.dropped.get(dropped.reason, 0) + 1
+
+    def add_contaminated(self, example: Example) -> None:
+        """A document shares text with an eval file."""
+        self.contaminated = sorted([*self.contaminated, example])[:EXAMPLES]
+
+    def merge(self, other: "Counts") -> None:
+        """Adds the counts of a part that comes later."""
+        self.documents += other.documents
+        self.passed += other.passed
+        self.bad_documents += other.bad_documents
+        self.bad = [*self.bad, *other.bad[:EXAMPLES]][:EXAMPLES]
+        for reason, count in other.dropped.items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
+        self.contaminated = sorted([*self.contaminated, *other.contaminated])[:EXAMPLES]
+        self.tally.merge(other.tally)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the ledger."""
+        return {**asdict(replace(self, tally=Tally())), "tally": self.tally.to_dict()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(
+            documents=content["documents"],
+            passed=content["passed"],
+            bad_documents=content["bad_documents"],
+            bad=[BadDocument(**document) for document in content["bad"]],
+            dropped=dict(content["dropped"]),
+            contaminated=[Example(**example) for example in content["contaminated"]],
+            tally=Tally.from_dict(content["tally"]),
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """For the manifest: documents, bad_documents, dropped by reason."""
+        return {
+            "documents": self.documents,
+            "bad_documents": self.bad_documents,
+            "dropped": dict(sorted(self.dropped.items())),
+        }

@@ -1,0 +1,84 @@
+"""What reading is about: pieces of files, and what comes out of them."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file, or a piece of one."""
+
+    path: str
+    """Absolute path, or the address that fsspec opens."""
+    name: str
+    """The file as users know it, free of secrets."""
+    start: int
+    """First byte (lines) or row group (parquet) of the piece."""
+    stop: int
+    size: int
+    """Bytes of the piece."""
+    file_bytes: int
+    """Bytes of the whole file."""
+    version: str
+    """Of the content: time of modification, or the store's tag (`etag`)."""
+    target: "Part | None" = None
+    """The lines of the other side that stand beside these (aligned text)."""
+    first_line: int = 1
+    """1-based number of the first line of the piece (aligned text)."""
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """What one task reads: about `task_bytes` of files, in a fixed order."""
+
+    index: int
+    parts: tuple[Part, ...]
+    source: str = "main"
+    """Which of the corpora it belongs to."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return sum(part.size for part in self.parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For hashing."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text, or the two sides of a pair."""
+
+    sides: tuple[str, ...]
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes."""
+        return sum(utf8_bytes(side) for side in self.sides)
+
+
+@dataclass(frozen=True, slots=True)
+class BadDocument:
+    """Something that cannot be read as a document."""
+
+    file: str
+    line: int | None
+    """1-based line or row; None where the whole file is meant."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A readable document that is left out."""
+
+    reason: str
+
+
+Item = Document | BadDocument | Dropped
+EMPTY = "empty"
+
+
+def utf8_bytes(text: str) -> int:
+    """Bytes of a text in UTF-8; free for ASCII. Raises UnicodeEncodeError for half of a surrogate pair."""
+    return len(text) if text.isascii() else len(text.encode())

@@ -1,0 +1,194 @@
+"""A node's cache of token shards: what is fetched next, what goes, and that nothing damaged is ever seen by a rank.
+
+`ShardCache.work` is one round: what ranks wait for comes first, then what the order asks for in the next steps, in that order, as
+far as it fits; what is asked for last goes first when room is needed. A shard is fetched under a temporary name, held against the
+manifest and all of its checksums, and renamed. Fetching is by fsspec: any store that it knows, or a slow file system.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+from pretrain.data.local_shards import AGENT_NAME, FAILED_NAME, WANTED_NAME, file_of, mark_of, positions
+from pretrain.data.manifest import MANIFEST_NAME, SPLITS, TOKEN_BYTES_NAME, TOKENIZER_NAME, ShardRecord, read_manifest
+from pretrain.data.shard_file import TokenShard
+from pretrain.errors import DataError, PretrainError
+from pretrain.files import hash_bytes, path_within, write_atomically
+
+FETCHES = 4
+"""Shards fetched at once: a store answers one request slowly and several as fast."""
+ATTEMPTS = 4
+
+Needed = Callable[[int], Sequence[str]]
+"""Files of the shards that a step reads."""
+
+
+def open_store(address: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of an address, and the path in it. Raises DataError where its client is not installed."""
+    try:
+        system, path = fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        raise DataError(f"data.dir={address}: {error}") from None
+    except ValueError as error:
+        raise DataError(f"data.dir={address}: no store that is known here ({error})") from None
+    return system, path
+
+
+def cache_folder(address: str, cache_dir: str) -> Path:
+    """Where the shards of an address lie on this node."""
+    return Path(cache_dir).expanduser().absolute() / hash_bytes(address.rstrip("/").encode())[:16]
+
+
+def fetch_frame(address: str, folder: Path) -> None:
+    """Copies what a data folder has beside its shards: manifest, table, tokenizer. The manifest comes last.
+
+    Raises DataError where the address holds no prepared data, or cannot be reached.
+    """
+    system, root = open_store(address)
+    try:
+        manifest = system.cat_file(f"{root}/{MANIFEST_NAME}")
+        index = json.loads(manifest)["index"]["file"]
+        if json.loads(manifest).get("roots"):
+            raise DataError(
+                f"data.dir={address}: its tokens lie in other files, which a cache cannot fetch; set data.cache=null"
+            )
+        for name in (index, TOKENIZER_NAME, TOKEN_BYTES_NAME):
+            write_atomically(path_within(folder, name), system.cat_file(f"{root}/{name}"))
+    except FileNotFoundError as error:
+        raise DataError(f"data.dir={address}: no prepared data: {error} is not there") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"data.dir={address}: {MANIFEST_NAME} is not readable ({error})") from None
+    except OSError as error:
+        raise DataError(f"data.dir={address}: cannot be read: {error}") from None
+    write_atomically(folder / MANIFEST_NAME, manifest)
+
+
+class ShardCache:
+    """The shards of one data set on this node."""
+
+    def __init__(self, address: str, folder: Path, budget_bytes: int, lookahead_steps: int, needed: Needed) -> None:
+        """A cache that `fetch_frame` has begun.
+
+        Args:
+            address: of the data folder.
+            folder: of the cache.
+            budget_bytes: most that shards may take.
+            lookahead_steps: steps ahead of the ranks that are thought of.
+            needed: what a step reads.
+        """
+        self.folder, self._address = folder, address
+        self._system, self._root = open_store(address)
+        self._budget, self._lookahead, self.needed = budget_bytes, lookahead_steps, needed
+        self._records: dict[str, ShardRecord] = {}
+        self.reload()
+        self._pool = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
+        self._fetching: dict[str, Future[None]] = {}
+        self._lock = threading.Lock()
+        self.fetched = self.evicted = 0
+        """Shards so far."""
+        for kind in (WANTED_NAME, FAILED_NAME):
+            for mark in (folder / kind).glob("*"):
+                mark.unlink(missing_ok=True)
+        for partial in folder.rglob("*.partial"):
+            partial.unlink(missing_ok=True)
+        self.beat()
+
+    def reload(self) -> bool:
+        """Reads the manifest of the cache again; whether it is complete."""
+        manifest = read_manifest(self.folder)
+        records = [record for split in SPLITS for record in manifest.splits[split].shards]
+        self._records = {record.file: record for record in records}
+        self._validation = [record.file for record in manifest.splits["validation"].shards]
+        return manifest.complete
+
+    def beat(self) -> None:
+        """Tells the ranks that the agent lives."""
+        write_atomically(self.folder / AGENT_NAME, json.dumps({"fetched": self.fetched, "evicted": self.evicted}))
+
+    def work(self, first_step: int = 0) -> None:
+        """One round; returns at once, fetching goes on. Ranks that have not begun stand at `first_step`."""
+        self._collect()
+        wanted = [file_of(mark) for mark in sorted((self.folder / WANTED_NAME).glob("*"))]
+        ahead = self.upcoming(first_step)
+        for file in wanted:
+            if file not in self._records:
+                self._fail(file, "the manifest does not list it")
+        asked = [file for file in dict.fromkeys([*wanted, *ahead]) if file in self._records]
+        room = self._budget
+        for place, file in enumerate(asked):
+            room -= self._records[file].file_bytes
+            # What a rank waits for comes whatever the budget, or the run would stand still.
+            if room < 0 and place >= max(len(wanted), 1):
+                break
+            if file in self._fetching or (self.folder / file).exists():
+                continue
+            if len(self._fetching) >= FETCHES and place >= len(wanted):
+                break
+            self._make_room(self._records[file].file_bytes, asked, place)
+            self._fetching[file] = self._pool.submit(self._fetch, file)
+
+    def upcoming(self, first_step: int) -> list[str]:
+        """Shards of the next steps in the order of their first use; those of the validation set before all."""
+        here = positions(self.folder) or [first_step]
+        found = dict.fromkeys(self._validation)
+        for step in range(min(here), max(here) + self._lookahead):
+            found.update(dict.fromkeys(self.needed(step)))
+        return list(found)
+
+    def close(self) -> None:
+        """Ends the fetching; shards stay for the next launch."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        (self.folder / AGENT_NAME).unlink(missing_ok=True)
+
+    def _collect(self) -> None:
+        for file, future in list(self._fetching.items()):
+            if not future.done():
+                continue
+            del self._fetching[file]
+            error = future.exception()
+            if error is None:
+                self.fetched += 1
+                mark_of(self.folder, FAILED_NAME, file).unlink(missing_ok=True)
+            else:
+                self._fail(file, str(error))
+
+    def _fail(self, file: str, reason: str) -> None:
+        write_atomically(mark_of(self.folder, FAILED_NAME, file), reason)
+
+    def _make_room(self, size: int, asked: Sequence[str], place: int) -> None:
+        """Deletes shards that are asked for later than the one at `place`, or not at all, until so many bytes fit."""
+        held = {file: r.file_bytes for file, r in self._records.items() if (self.folder / file).exists()}
+        used = sum(held.values()) + sum(self._records[file].file_bytes for file in self._fetching)
+        order = {file: at for at, file in enumerate(asked)}
+        last_first = sorted(held, key=lambda file: order.get(file, len(asked)), reverse=True)
+        for file in last_first:
+            if used + size <= self._budget or order.get(file, len(asked)) <= place:
+                return
+            (self.folder / file).unlink(missing_ok=True)
+            used -= held[file]
+            self.evicted += 1
+
+    def _fetch(self, file: str) -> None:
+        """Brings a shard, whole and verified, or raises DataError."""
+        path, record = path_within(self.folder, file), self._records[file]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        told = ""
+        for _ in range(ATTEMPTS):
+            try:
+                self._system.get_file(f"{self._root}/{file}", str(partial))
+                if TokenShard(partial, "open").hash != record.hash:
+                    raise DataError("it is not the shard that the manifest lists")
+                partial.replace(path)
+                return
+            except (OSError, PretrainError) as error:
+                told = str(error).replace(str(partial), f"{self._address.rstrip('/')}/{file}")
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
+        raise DataError(f"{told} ({ATTEMPTS} attempts)")

@@ -1,0 +1,32 @@
+"""Records come back as they were kept; a damaged one counts as missing."""
+
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.ledger import Ledger
+
+KEY = "ab" * 16
+
+
+def test_a_record_comes_back_as_it_was_kept(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.keep(KEY, {"name": "\u00e4", "count": 1 << 60}, keys=np.arange(5, dtype="<u8"), empty=np.empty((0, 3), "u4"))
+    record = ledger.find(KEY)
+    assert record is not None and record.values == {"name": "\u00e4", "count": 1 << 60}
+    assert record.arrays["keys"].tolist() == [0, 1, 2, 3, 4] and record.arrays["empty"].shape == (0, 3)
+
+
+def test_a_damaged_record_counts_as_missing(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.find(KEY) is None
+    ledger.keep(KEY, {"a": 1}, keys=np.arange(500, dtype="<u8"))
+    path = next(tmp_path.rglob("*.npz"))
+    whole = path.read_bytes()
+    for cut in (0, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        assert ledger.find(KEY) is None
+    for at in range(0, len(whole), 97):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        found = ledger.find(KEY)
+        assert found is None or (found.values == {"a": 1} and found.arrays["keys"].tolist() == list(range(500)))

@@ -1,0 +1,96 @@
+"""Tasks of Ray: errors arrive as themselves, a worker that dies is replaced, a head that dies is told."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_prep.ray_tasks import RayTasks
+from pretrain.errors import DataError, RankFault
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_ray_listens_on_this_machine_alone(ray_tasks: RayTasks) -> None:
+    found = [
+        connection.laddr.ip
+        for process in psutil.Process().children(recursive=True)
+        if process.is_running() and process.name() in ("gcs_server", "raylet", "ray::RuntimeEnvAgent")
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(found) >= 3 and {address.removeprefix("::ffff:") for address in found} == {"127.0.0.1"}
+
+
+def test_an_error_in_a_ray_task_arrives_as_itself(ray_tasks: RayTasks) -> None:
+    with pytest.raises(DataError, match="from inside"):
+        list(ray_tasks.run(_raise, [1]))
+
+
+def test_a_ray_worker_that_dies_once_is_replaced(ray_tasks: RayTasks, tmp_path: Path) -> None:
+    assert list(ray_tasks.run(_die_once, [tmp_path / "mark"])) == [(0, "done")]
+
+
+def test_a_ray_worker_that_is_killed_from_outside_is_replaced(ray_tasks: RayTasks, tmp_path: Path) -> None:
+    tasks = [tmp_path / str(number) for number in range(4)]
+    run = ray_tasks.run(_tell_and_wait, tasks)
+    results = [next(run)]
+    deadline = time.monotonic() + 30
+    while not (tasks[-1].exists() and tasks[-1].read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(int(tasks[-1].read_text()), signal.SIGKILL)
+    results += run
+    assert sorted(results) == [(place, path.name) for place, path in enumerate(tasks)]
+
+
+def test_a_task_whose_ray_worker_dies_every_time_is_named(ray_tasks: RayTasks) -> None:
+    with pytest.raises(RankFault, match="died at poison"):
+        list(ray_tasks.run(_die, ["poison"]))
+
+
+def test_a_node_that_does_not_see_the_folder_is_named(
+    ray_tasks: RayTasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray_tasks.look_at(tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("data_prep.ray_tasks.os.path.exists", _sees_nothing)
+    with pytest.raises(DataError, match=r"node \S+ of the Ray cluster does not see this folder"):
+        ray_tasks.look_at(tmp_path)
+
+
+def test_a_head_that_does_not_answer_is_told(ray_tasks: RayTasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.ray_tasks.HEAD_CHECK_S", 0.05)
+    monkeypatch.setattr("data_prep.ray_tasks.HEAD_CHECKS", 1)
+    monkeypatch.setattr(ray_tasks, "_head", ("127.0.0.1", 9))
+    with pytest.raises(RankFault, match=r"the head of the Ray cluster at 127\.0\.0\.1 is gone .*run it again"):
+        list(ray_tasks.run(time.sleep, [0.5]))
+
+
+def _sees_nothing(_: str) -> bool:
+    return False
+
+
+def _raise(_: int) -> None:
+    raise DataError("from inside")
+
+
+def _die(_: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_once(mark: Path) -> str:
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def _tell_and_wait(mark: Path) -> str:
+    again = mark.exists()
+    mark.write_text(str(os.getpid()))
+    if mark.name == "3" and not again:
+        time.sleep(60)
+    return mark.name

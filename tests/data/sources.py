@@ -25,7 +25,8 @@ class GrowingFolder:
         self.folder, self.sources, self.tasks = folder, tuple(sources), tasks
         self._shards: dict[tuple[str, Split], list[ShardRecord]] = {}
         for number, (name, documents) in enumerate(sources.items()):
-            for split, count in (("train", documents), ("validation", 3)):
+            counts: dict[Split, int] = {"train": documents, "validation": 3}
+            for split, count in counts.items():
                 self._shards[name, split] = [
                     self._write(name, split, number * tasks + at, text_documents(count, seed=100 * number + at))
                     for at in range(tasks)

@@ -177,6 +177,18 @@ def test_validation_of_a_followed_folder_does_not_depend_on_when_one_looks(folde
     assert len(found[0]) < sum(len(batch.labels) for batch in everything)
 
 
+def test_validation_waits_for_the_first_era_of_every_source(folder: GrowingFolder, impatient: None) -> None:
+    data = settings(folder, "follow", weights=WEIGHTS, **{**ERAS, "era_tokens": 70 * LENGTH})
+    where = {"micro_batch_sequences": 2, "data_rank": 0, "data_size": 1}
+    folder.publish(6)
+    expected = validation_batches(data, sequences=None, **where)
+    folder.publish({"web": 1, "code": 0})
+    with folder.preparing():
+        threading.Timer(0.05, folder.publish, [3]).start()
+        found = validation_batches(data, sequences=None, **where)
+    assert torch.equal(torch.cat([b.labels for b in found]), torch.cat([b.labels for b in expected]))
+
+
 def test_no_validation_micro_batch_holds_two_sources_and_all_targets_are_there(folder: GrowingFolder) -> None:
     folder.publish(folder.tasks)
     data = settings(folder, weights=WEIGHTS)

@@ -47,9 +47,14 @@ def local_path(address: str) -> Path:
     return Path(address).expanduser()
 
 
+def shown(address: str) -> str:
+    """An address without a password or a query (which may be a signature)."""
+    return _QUERY.sub(r"\1?...", _CREDENTIALS.sub(r"\1...@", address))
+
+
 def redacted(text: str) -> str:
-    """A text without passwords in addresses, their queries (signatures), and values of variables that hold secrets."""
-    text = _QUERY.sub(r"\1?...", _CREDENTIALS.sub(r"\1...@", text))
+    """A text without passwords in addresses, their queries, and values of environment variables that hold secrets."""
+    text = shown(text)
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST_SECRET and _SECRET_NAME.search(name.upper()):
             text = text.replace(value, "...")

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from data_prep.addresses import asked, filesystem, is_remote, local_path, redacted, refuse_secrets
+from data_prep.addresses import asked, filesystem, is_remote, local_path, redacted, refuse_secrets, shown
 from pretrain.errors import DataError
 from pretrain.files import told_as_storage_error
 
@@ -143,7 +143,7 @@ def _remote_file(store: Any, path: str, info: Mapping[str, Any]) -> Found:
     address = store.unstrip_protocol(path)
     if info.get("size") is None:
         raise DataError(f"{redacted(address)!r}: the server does not tell its size; download it first")
-    return Found(address, redacted(address), int(info["size"]), _version(info))
+    return Found(address, shown(address), int(info["size"]), _version(info))
 
 
 def _version(info: Mapping[str, Any]) -> str:

@@ -39,6 +39,8 @@ def plan_ranges(
         StorageError: a file that may not be read.
     """
     setting = "data.prepare.corpus" if source == "main" else f"data.prepare.corpora.{source}"
+    if (corpus.source_field is None) != (corpus.target_field is None):
+        raise DataError(f"{setting}: source_field and target_field are set together (pairs) or not at all (text)")
     parts = list(_parts(corpus, folder, task_bytes, setting))
     if not any(part.size for part in parts):
         raise DataError(f"{setting}: {_describe(corpus)} holds no text: no file, or empty files alone")

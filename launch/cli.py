@@ -245,6 +245,22 @@ def _add_data_commands(commands: Any) -> None:
     verify.add_argument("folder", metavar="FOLDER", help="a data folder, such as data/standard_library")
     mix = _add(actions, "mix", "what a config's blend of sources gives: samples, tokens, epochs", "order_commands.mix")
     _add_config(mix)
+    trace = _add(actions, "trace", "which documents were in a step of a run", "order_commands.trace")
+    _add_run(trace)
+    trace.add_argument("--step", type=_positive, required=True, metavar="K", help="as the metrics count them, from 1")
+    trace.add_argument(
+        "--rows",
+        type=_positive,
+        default=8,
+        metavar="N",
+        help="samples of the step that are shown; default: %(default)s",
+    )
+    trace.add_argument(
+        "--form",
+        choices=("table", "text", "json"),
+        default="table",
+        help="text: with the documents' text; json: one line a sample, all of them; default: %(default)s",
+    )
     _add_token_files(actions)
 
 

@@ -195,9 +195,9 @@ def _print_documents(
             sides = np.split(document.tokens, places) if manifest.kind == "pairs" else [document.tokens]
             text = "\n→ ".join(tokenizer.decode(side.tolist()) for side in sides)
         cut = text if len(text) <= SAMPLE_CHARACTERS else f"{text[:SAMPLE_CHARACTERS]} …"
-        console.print(Text("\n".join(f"  | {line}" for line in _printable(cut).splitlines())))
+        console.print(Text("\n".join(f"  | {line}" for line in printable(cut).splitlines())))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A corpus may hold control characters, which would move the cursor or colour the terminal."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else f"\\x{ord(letter):02x}" for letter in text)

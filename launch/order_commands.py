@@ -1,13 +1,31 @@
 """`pretrain data mix` and `trace`: the order of samples, shown. Arithmetic on the plan: nothing is trained or written."""
 
+import json
 from argparse import Namespace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from pretrain.config import load_config
+from launch.commands import run_folder
+from launch.data_commands import printable
+from pretrain.checkpoint.format import RunState, latest_checkpoint, read_marker, read_metadata
+from pretrain.config import RunConfig, load_config, read_resolved
 from pretrain.data.manifest import read_manifest
 from pretrain.data.plan import Plan, build_plan, check_epochs
+from pretrain.data.plan_segments import PlanSegment, first_segment, segment_of
+from pretrain.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from pretrain.data.feed import Feed
+    from pretrain.data.trace import TracedSample
+
+SHOWN_CHARACTERS = 240
 
 
 def mix(arguments: Namespace) -> None:
@@ -53,3 +71,81 @@ def _stage_table(plan: Plan, first: int, last: int) -> Table:
             f"{after[source.name] / source.samples:.2f}" if source.samples else "",
         )
     return table
+
+
+def trace(arguments: Namespace) -> None:
+    """`pretrain data trace`."""
+    run_dir, step = run_folder(arguments.run), arguments.step
+    config = read_resolved(run_dir)
+    if step > config.train.steps:
+        raise ConfigError(f"--step {step}: the run has {config.train.steps:,} steps (train.steps)")
+    from pretrain.data.feed import Feed
+    from pretrain.data.trace import trace_samples
+
+    feed = Feed(config.data, config.run.seed)
+    state = _state(run_dir)
+    segment = _segment(feed, config, state, step)
+    feed.enter(segment)
+    samples = list(trace_samples(feed, segment.sample(step - 1), segment.global_batch_sequences))
+    if arguments.form == "json":
+        for sample in samples:
+            print(json.dumps(asdict(sample), ensure_ascii=False))
+        return
+    console = Console(soft_wrap=True)
+    counts = Counter(sample.source for sample in samples)
+    parts = ", ".join(f"{count:,} of {name}" for name, count in sorted(counts.items()))
+    console.print(
+        f"step {step:,} of {config.name}: samples {samples[0].sample:,} to {samples[-1].sample:,} ({parts}), "
+        f"{sum(len(sample.documents) for sample in samples):,} documents or parts of them"
+    )
+    _show(samples[: arguments.rows], feed, arguments.form, console)
+    if len(samples) > arguments.rows:
+        console.print(f"and {len(samples) - arguments.rows:,} samples more: --rows {len(samples)}, or --form json")
+
+
+def _state(run_dir: Path) -> RunState | None:
+    """Of the newest checkpoint; None for a run that has none. Raises CheckpointError where it cannot be read."""
+    newest = latest_checkpoint(run_dir)
+    return None if newest is None else read_metadata(newest, read_marker(newest)).state
+
+
+def _segment(feed: "Feed", config: RunConfig, state: RunState | None, step: int) -> PlanSegment:
+    """The segment of a step; the data must be those that it read. Raises DataError where they are others."""
+    fresh = first_segment(feed.plan, config.global_batch_sequences)
+    segments = state.segments if state is not None and state.segments else (fresh,)
+    segment = segment_of(segments, step - 1)
+    feed.enter(segment)
+    if state is not None and segment is segments[-1]:
+        same = feed.hash_at(state.next_sample) == state.plan_hash
+    else:
+        same = feed.hash_at(segment.first_sample) == segment.plan_hash
+    if not same:
+        at = f"from step {segment.first_step + 1:,} on" if len(segments) > 1 else "when it began"
+        raise DataError(
+            f"{config.data.dir}: its shards or the settings of their order are not those that the run read {at}; "
+            "put them back to trace a step of that time"
+        )
+    return segment
+
+
+def _show(samples: "Sequence[TracedSample]", feed: "Feed", form: str, console: Console) -> None:
+    from pretrain.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(feed.streams[0].folder) if form == "text" else None
+    places = {source.name: stream for source, stream in zip(feed.plan.sources, feed.streams, strict=True)}
+    for sample in samples:
+        console.print(
+            f"\nsample {sample.sample:,}: {sample.source}, epoch {sample.epoch}, window {sample.window:,}",
+            highlight=False,
+        )
+        for part in sample.documents:
+            console.print(
+                f"  {part.file}, document {part.number:,}, tokens {part.first_token:,} to {part.last_token:,} of {part.length:,}",
+                style="dim",
+                highlight=False,
+            )
+            if tokenizer is not None:
+                ids = places[sample.source].read(part.start + part.first_token, part.start + part.last_token)
+                text = printable(tokenizer.decode(ids.tolist()))
+                cut = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …"
+                console.print(Text("\n".join(f"  | {line}" for line in cut.splitlines())))

@@ -4,7 +4,8 @@ Documents are joined into one buffer of UTF-8; word borders are where white spac
 and the hash of any run of words (a line, a paragraph, an n-gram) is one difference of a running polynomial sum. Equal hashes
 count as equal text: at 64 bits a wrong verdict takes some 10^9 documents of 10^5 words. Hashes depend on the text alone, so a
 document's verdict does not depend on its neighbours. Alternatives not taken: a dictionary of words (100 ns a word against 20,
-and a memory that grows), a loop over lines (5 us a kB). Cost: 8 to 10 bytes of columns for each byte of text while a batch lives.
+and a memory that grows), a loop over lines (5 us a kB). Cost: 30 bytes of columns for each byte of text while a batch lives: 30
+MB for a usual batch, 2 GB for one document of 64 MB (which Gopher's limit of words ends before most of it is spent).
 
 Shapes: D documents, L lines (those that hold a word), W words, B bytes.
 """
@@ -274,7 +275,8 @@ class Batch:
     @cached_property
     def _continued(self) -> np.ndarray:
         """(B + 1,) bytes before each that continue a character."""
-        counts = np.zeros(len(self._buffer) + 1, dtype=np.int64)
+        kind = np.int32 if len(self._buffer) < 1 << 31 else np.int64
+        counts = np.zeros(len(self._buffer) + 1, dtype=kind)
         np.cumsum((self._buffer & 0xC0) == 0x80, out=counts[1:])
         return counts
 

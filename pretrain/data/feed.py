@@ -77,6 +77,11 @@ class Feed:
         return self._state.objective
 
     @property
+    def streams(self) -> tuple[TokenShards, ...]:
+        """Of the sources."""
+        return self._state.streams
+
+    @property
     def vocab_size(self) -> int:
         """Special tokens included."""
         return self._state.manifest.vocab_size

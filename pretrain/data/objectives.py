@@ -265,6 +265,10 @@ class PairRows:
             source_at += self._put_source(rows, row, source_at, number, pair_ids[: self._sources[pair]])
             target_at += self._put_target(rows, row, target_at, number, pair_ids[self._sources[pair] :])
 
+    def pairs_of(self, sample: int) -> tuple[int, int]:
+        """First pair of a row, and the first of the next."""
+        return int(self._row_starts[sample]), int(self._row_starts[sample + 1])
+
     def pair(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Whole source and target of a pair, without special tokens. Raises DataError for damage."""
         ids = self._shards.read(int(self._starts[number]), int(self._starts[number + 1]))
@@ -296,7 +300,7 @@ class PairSources:
     """Rows of pairs of several sources; a row holds pairs of one."""
 
     def __init__(self, parts: Sequence[PairRows]) -> None:
-        self._parts, first = tuple(parts), parts[0]
+        self.parts, first = tuple(parts), parts[0]
         self.sequence_length, self.padding = first.sequence_length, first.padding
         self.widths, self.facts = first.widths, first.facts
         self.source_samples = self.source_validation_samples = tuple(part.num_samples for part in parts)
@@ -311,7 +315,7 @@ class PairSources:
         rows.part(0, len(samples)).clear(self.padding)
         numbers = [0] * len(samples) if sources is None else sources.tolist()
         for row, (sample, source) in enumerate(zip(samples.tolist(), numbers, strict=True)):
-            self._parts[source].put(sample, rows, row)
+            self.parts[source].put(sample, rows, row)
 
 
 def _plan_rows(sources: np.ndarray, targets: np.ndarray, source_length: int, length: int, packing: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What an agent fetches ahead is what the ranks read."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from tests.data.folders import text_documents, write_folder
 from tests.data.plans import plan_of, virtual_manifest
 
 
-@pytest.mark.parametrize("order", [{}, {"method": "eras", "era_tokens": 200}])
-def test_the_shards_of_a_step_are_those_that_its_windows_open(tmp_path: Path, order: dict[str, object]) -> None:
+@pytest.mark.parametrize("order", [{}, {"method": "eras", "era_tokens": 200}], ids=["shuffle", "eras"])
+def test_the_shards_of_a_step_are_those_that_its_windows_open(tmp_path: Path, order: dict[str, Any]) -> None:
     manifest = write_folder(tmp_path, text_documents(60, 1), text_documents(2, 2), shard_documents=1)
     plan, files = plan_of(manifest, **order), [shard.file for shard in manifest.splits["train"].shards]
     needed = NeededShards(plan, manifest)

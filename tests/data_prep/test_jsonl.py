@@ -1,6 +1,9 @@
 """Rows of JSON: what each fault of a line becomes, and its number, whatever the ranges."""
 
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 from data_prep import jsonl, streams
 from data_prep.items import BadDocument, Document, Dropped
 from data_prep.plan import plan_ranges
+from pretrain.errors import DataError
 from tests.data_prep.corpora import write_jsonl
 from tests.data_prep.reading import bad, corpus_of, flat, read, read_ranges, texts
 
@@ -152,11 +156,20 @@ def test_the_same_files_in_another_order_of_listing_give_the_same_plan(
     assert list(dict.fromkeys(texts(read(corpus, tmp_path)))) == ["a/z", "a.b", "b/x", "c"]
 
 
+def test_one_side_of_a_pair_alone_is_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "x"}])
+    for side in ("source_field", "target_field"):
+        with pytest.raises(DataError, match="source_field and target_field are set together"):
+            plan_ranges(corpus_of("jsonl", path, **{side: "text"}), tmp_path, 200)
+
+
+def test_planning_and_reading_text_load_neither_pyarrow_nor_datasets_nor_torch() -> None:
+    script = "import sys, data_prep.plan, data_prep.read\n"
+    script += "print(sorted({'pyarrow', 'datasets', 'torch', 'ray'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 def test_what_is_neither_a_file_nor_a_folder_is_told(tmp_path: Path) -> None:
-    import os
-
-    from pretrain.errors import DataError
-
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(DataError, match=r"corpus\.paths: '.*pipe\.jsonl' is neither a file nor a folder"):
         plan_ranges(corpus_of("jsonl", tmp_path / "pipe.jsonl"), tmp_path, 200)

@@ -1,5 +1,8 @@
 """Each rule has its source, its threshold, and examples on both sides of it."""
 
+import random
+import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from data_prep.cleaning.chain import Chain, Kept, Removed
 from data_prep.cleaning.language import RULES as LANGUAGE_RULES
 from data_prep.cleaning.language import identified, sample
 from data_prep.cleaning.personal_data import RULES as PERSONAL_DATA_RULES
+from data_prep.cleaning.personal_data import emails, public_ipv4_addresses
 from data_prep.cleaning.rule import Rule
 from data_prep.cleaning.tally import Tally
 from pretrain.data.cleaning_settings import CleaningSettings
@@ -90,9 +94,16 @@ def test_a_rule_edits_its_example_and_keeps_the_other(step: str, rule: str) -> N
 
 
 def test_the_score_of_a_language_is_a_threshold() -> None:
-    _, score = identified(sample(PROSE, 300))
-    kept, removed = (chain_of("language", min_score=score + step).run(PROSE, Tally()) for step in (-1e-6, 1e-6))
-    assert (kept, removed) == (Kept(PROSE), Removed("language", "uncertain_language"))
+    _, score = identified(sample(PROSE, 100))
+    chains = [chain_of("language", min_score=score + step, sample_characters=100) for step in (-1e-6, 1e-6)]
+    results = [chain.run(PROSE, Tally()) for chain in chains]
+    assert results == [Kept(PROSE), Removed("language", "uncertain_language")]
+
+
+def test_markup_does_not_make_prose_uncertain() -> None:
+    marked = " ".join(f"**{word}** [[12]] ||" for word in PROSE.split())
+    assert identified(marked[:300])[1] < 0.65
+    assert chain_of("language").run(marked, Tally()) == Kept(marked)
 
 
 def test_capitals_do_not_hide_a_language() -> None:
@@ -103,10 +114,51 @@ def test_a_heading_in_another_language_does_not_decide() -> None:
     assert identified(sample("Über den Hafen der Stadt\n" + PROSE, 300))[0] == "en"
 
 
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("de", "Der Hafen liegt nördlich der Altstadt, und die Boote sind auf See."),
+        ("ja", "港は旧市街の北にあります。"),
+        ("ru", "Гавань находится к северу от старого города."),
+        ("hi", "बंदरगाह पुराने शहर के उत्तर में है।"),
+        ("th", "ท่าเรืออยู่ทางเหนือของเมืองเก่า"),
+        ("ar", "يقع الميناء شمال المدينة القديمة."),
+    ],
+)
+def test_languages_of_many_scripts_are_known_offline(language: str, text: str) -> None:
+    assert chain_of("language", languages=[language]).run(text, Tally()) == Kept(text)
+    assert chain_of("language").run(text, Tally()) == Removed("language", "other_language")
+
+
 def test_each_placeholder_is_put_and_what_was_there_is_gone() -> None:
     chain = chain_of("personal_data", phone_placeholder="PHONE")
-    result = chain.run("a.b@c-d.org, <x_y@z.museum>; 8.8.8.8:53 +1-212-555-0123 10.1.2.3 v1.2.3.4.5 me@host", Tally())
-    assert result == Kept("email@example.com, <email@example.com>; 192.0.2.1:53 PHONE 10.1.2.3 v1.2.3.4.5 me@host")
+    result = chain.run(
+        "a.b@c-d.org, <x_y@z.museum>; 8.8.8.8:53 +1-212-555-0123 10.1.2.3 v1.2.3.4.5 me@host x@@y.org 1.1.1.1.1 a@b.c",
+        Tally(),
+    )
+    assert result == Kept(
+        "email@example.com, <email@example.com>; 192.0.2.1:53 PHONE 10.1.2.3 v1.2.3.4.5 me@host x@@y.org 1.1.1.1.1 a@b.c"
+    )
+
+
+def test_masks_find_what_one_expression_over_the_whole_text_finds() -> None:
+    """They look around signs alone, for speed."""
+    email = r"(?<![\w.%+\-])[\w.%+\-]{1,64}@(?:[a-z0-9\-]{1,63}\.){1,8}[a-z]{2,24}(?![a-z0-9])"
+    address = r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)"
+    draw = random.Random(3)
+    for _ in range(3000):
+        text = "".join(
+            draw.choice(["a", "b.", "c", "@", ".", "-", " ", "org", "1", "8.", "44", "8.8.", "9"]) for _ in range(30)
+        )
+        assert list(emails(text)) == [match.span() for match in re.finditer(email, text, re.ASCII)], text
+        expected = [match.span() for match in re.finditer(address, text) if is_global(match.group())]
+        assert list(public_ipv4_addresses(text)) == expected, text
+
+
+def is_global(address: str) -> bool:
+    return (
+        all(int(part) < 256 and part == str(int(part)) for part in address.split(".")) and ip_address(address).is_global
+    )
 
 
 def test_a_mask_that_is_null_lets_its_data_be() -> None:

@@ -8,13 +8,12 @@ Two clocks are read: wall time, and the CPU time of the process, which a busy ma
 more, threads that wait for each other spin and are counted).
 """
 
-import random
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks.ratio import Ratio
 from pretrain.data.micro_batch import MicroBatch
 
 Clock = Literal["wall", "cpu"]
@@ -36,26 +35,10 @@ class Timings:
         """Those of one clock."""
         return {"wall": self.wall_s, "cpu": self.cpu_s}[clock]
 
-    def ratio(self, name: str, base: str, clock: Clock) -> "Ratio":
+    def ratio(self, name: str, base: str, clock: Clock) -> Ratio:
         """Time of one contestant over that of another."""
         seconds = self.seconds(clock)
         return Ratio.of([ours / theirs for ours, theirs in zip(seconds[name], seconds[base], strict=True)])
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Median of the rounds' ratios and its 95 % bootstrap interval."""
-
-    median: float
-    low: float
-    high: float
-
-    @staticmethod
-    def of(ratios: Sequence[float], resamples: int = 2000) -> "Ratio":
-        """From the ratio of each round; the resampling is seeded."""
-        draw = random.Random(0)
-        medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(resamples))
-        return Ratio(statistics.median(ratios), medians[int(0.025 * resamples)], medians[int(0.975 * resamples) - 1])
 
 
 def interleave(

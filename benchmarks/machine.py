@@ -3,10 +3,11 @@
 import platform
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks.processor import cpu_name
 
 Shape = tuple[int, int, int]
 """Of a product: (rows, inner, columns)."""
@@ -39,19 +40,10 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     """Processor, threads and versions, as they go into a results file."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "deepspeed": version("deepspeed"),
     }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import contestants
-from benchmarks.contest import READ, Clock, Ratio, Step, Timings, interleave
+from benchmarks.contest import READ, Clock, Step, Timings, interleave
 from benchmarks.contestants import Precision, random_batches, run_config
 from benchmarks.machine import describe_machine, finisher, matmul_peak_flops
 from benchmarks.profiling import compare
+from benchmarks.ratio import Ratio
 from pretrain.config import RunConfig
 from pretrain.engine.world import end_world, start_world
 from pretrain.model.flops import flops_per_token, num_parameters

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from launch.ranks import Nodes
+from launch.shard_agent import check_local
 from launch.torchrun import Launch, run
 from pretrain.config import RESOLVED_NAME, RunConfig, load_config, read_resolved
 from pretrain.errors import CheckFailed, CheckpointError, ConfigError, Interrupted
@@ -197,6 +198,7 @@ def prepare_data(config: RunConfig, backend: Backend | None, workers: int | None
     from data_prep.pipeline import prepare
 
     check_preparation(config)
+    check_local(config)
     for line in prepare(config, choose_backend(backend), workers, console()).lines():
         print(line)
 

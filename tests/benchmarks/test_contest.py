@@ -1,6 +1,7 @@
 import pytest
 
-from benchmarks.contest import Ratio, interleave
+from benchmarks.contest import interleave
+from benchmarks.ratio import Ratio
 
 
 def test_every_round_gives_each_contestant_one_step_in_a_rotating_order():

@@ -17,7 +17,7 @@ from data_prep.addresses import redacted
 from data_prep.listing import list_files
 from data_prep.plan import plan_ranges
 from pretrain.errors import DataError, StorageError
-from tests.data_prep.corpora import text, write_jsonl
+from tests.data_prep.corpora import data_settings, run, text, write_jsonl
 from tests.data_prep.reading import bad, corpus_of, read, read_ranges, texts
 
 
@@ -117,6 +117,18 @@ def test_every_format_is_read_from_a_store_as_from_a_disk(store: CountingFileSys
         ("text", "counting://texts"),
     ):
         assert texts(read(corpus_of(source, address), tmp_path)) == documents, address
+
+
+def test_a_corpus_in_a_store_is_prepared_without_its_secrets_anywhere(
+    store: CountingFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_rows(store, "/a.jsonl", tmp_path)
+    report = run(data_settings(tmp_path / "data", [], "jsonl", paths=["counting://*.jsonl"]))
+    assert sum(report.documents.values()) == 200
+    with pytest.raises(DataError, match="carries a password or a signature"):
+        run(data_settings(tmp_path / "other", [], "jsonl", paths=["counting://user:hunter22@a.jsonl"]))
+    files = [path for path in (tmp_path / "other").rglob("*") if path.is_file()]
+    assert not any(b"hunter22" in path.read_bytes() for path in files)
 
 
 def test_a_file_url_is_a_path(tmp_path: Path) -> None:

@@ -177,6 +177,7 @@ class _RayAgent:
     def __init__(self, cluster: str, folder: Path, address: str) -> None:
         self._cluster, self._folder, self._address = cluster, folder, address
         self._actor: Any = None
+        self._connected = False
 
     def serve(self) -> str | None:
         """See Agent."""
@@ -185,7 +186,9 @@ class _RayAgent:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         try:
-            ray.init(address=self._cluster, log_to_driver=False, ignore_reinit_error=True, logging_level=logging.ERROR)
+            if not ray.is_initialized():
+                ray.init(address=self._cluster, log_to_driver=False, logging_level=logging.ERROR)
+                self._connected = True
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             # Two calls at once: the loop, and the one that ends it.
             bound: Any = ray.remote(Server)
@@ -203,6 +206,7 @@ class _RayAgent:
             with suppress(ray.exceptions.RayError):  # it may be gone already
                 ray.get(self._actor.stop.remote(), timeout=10)
             ray.kill(self._actor)
+        if self._connected:
             ray.shutdown()
 
 

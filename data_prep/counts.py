@@ -1,6 +1,6 @@
 """What was read and left out, in counts, of a range or of a corpus."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
@@ -63,6 +63,14 @@ class Counts:
             self.dropped[reason] = self.dropped.get(reason, 0) + count
         self.contaminated = sorted([*self.contaminated, *other.contaminated])[:EXAMPLES]
         self.tally.merge(other.tally)
+
+    @classmethod
+    def sum(cls, parts: Iterable["Counts"]) -> Self:
+        """Of several parts, in order."""
+        total = cls()
+        for part in parts:
+            total.merge(part)
+        return total
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the ledger."""

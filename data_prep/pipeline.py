@@ -21,6 +21,7 @@ from typing import Any, Literal
 from rich.console import Console
 from tokenizers import Tokenizer
 
+from data_prep.cleaning_page import write_cleaning_page
 from data_prep.counts import Counts
 from data_prep.executors import Executor, InProcess, Processes, available_cores
 from data_prep.fates import Survey, decide, scans
@@ -194,9 +195,7 @@ class _Preparation:
 
     def check(self, counts: Mapping[str, Counts]) -> None:
         """Raises DataError for too many bad documents, or for no document at all."""
-        total = Counts()
-        for part in counts.values():
-            total.merge(part)
+        total = Counts.sum(counts.values())
         seen = total.documents + total.bad_documents
         if total.bad_documents > self.prepare.bad_document_limit * seen:
             shown = "; ".join(f"{x.file}{f', line {x.line}' if x.line else ''}: {x.reason}" for x in total.bad[:3])
@@ -264,7 +263,9 @@ class _Preparation:
             results = (self.result(task) for task in tasks)
             self.quarantine(bad for result in results if result for bad in result.counts.bad)
             self.check(growing.counts)
-        manifest = growing.finish(_corpus(growing.counts if survey is None else survey.counts, survey))
+        counts = growing.counts if survey is None else survey.counts
+        write_cleaning_page(self.folder, counts, survey)
+        manifest = growing.finish(_corpus(counts, survey))
         remove_leftovers(self.folder, manifest)
         write_manifest(self.folder, manifest)
         return manifest
@@ -306,10 +307,7 @@ def _corpus(counts: Mapping[str, Counts], survey: Survey | None) -> dict[str, An
         parts[name] = {**part.summary(), "duplicates": survey.duplicates[name] if survey else 0}
         if survey and survey.twins:
             parts[name]["near_duplicates"] = survey.near_duplicates[name]
-    total = Counts()
-    for part in counts.values():
-        total.merge(part)
-    found = {**total.summary(), **{
+    found = {**Counts.sum(counts.values()).summary(), **{
         name: sum(part[name] for part in parts.values())
         for name in ("duplicates", "near_duplicates") if any(name in part for part in parts.values())
     }}  # fmt: skip

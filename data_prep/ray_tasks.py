@@ -24,6 +24,7 @@ from pretrain.errors import ConfigError, DataError, RankFault
 OBJECT_STORE_BYTES = 128 << 20
 """Tasks hand over settings and hashes, never text: the store needs to hold a few megabytes."""
 TASKS_IN_FLIGHT_PER_CORE = 4
+CONNECT_S = 10.0
 HEAD_CHECK_S = 5.0
 HEAD_CHECKS = 3
 """How often in a row the head may not answer."""
@@ -50,6 +51,7 @@ class RayTasks:
         """
         self._workers, self._address = workers, address
         self._in_flight = 1
+        self._joined = False
         self._head: tuple[str, int] | None = None
         self._owned = ExitStack()
         self.name = "ray"
@@ -80,6 +82,7 @@ class RayTasks:
 
     def _join(self, resources: Mapping[str, float]) -> None:
         """Of a cluster that others may use too, no more is taken than was asked for."""
+        self._joined = True
         cores = int(resources.get("CPU", 1))
         self._in_flight = self._workers or TASKS_IN_FLIGHT_PER_CORE * cores
         self.name = f"ray, {self._workers or cores} workers"
@@ -88,8 +91,10 @@ class RayTasks:
         import ray
 
         try:
+            if (place := _host_and_port(address.removeprefix("ray://"))) is not None:
+                socket.create_connection(place, timeout=CONNECT_S).close()  # Ray would try for minutes
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as error:  # ConnectionError, RuntimeError or ValueError, whatever part of it failed
+        except Exception as error:  # OSError, RuntimeError or ValueError, whatever part of it failed
             ray.shutdown()
             raise ConfigError(
                 f"--address {address}: no Ray cluster can be reached there ({_first_line(error)}); start one with `ray start "
@@ -122,14 +127,16 @@ class RayTasks:
                     ) from error
 
     def look_at(self, folder: Path) -> None:
-        """See Executor: a file that is written here must be found by every node."""
+        """See Executor: a file that is written here must be found by every node of a cluster that was given."""
+        if not self._joined:
+            return
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
         with NamedTemporaryFile(dir=folder, prefix=".seen-") as probe:
             asked = {
-                node: ray.remote(num_cpus=0)(os.path.exists)
+                node: ray.remote(num_cpus=0)(_sees)
                 .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
                 .remote(str(Path(probe.name).resolve()))
                 for node in nodes
@@ -199,7 +206,10 @@ def _head_address() -> tuple[str, int] | None:
     """Where the head of the cluster listens; None where this process only talks to a proxy (`ray://`), which tells by itself."""
     import ray
 
-    address = str(getattr(ray.get_runtime_context(), "gcs_address", "") or "")
+    return _host_and_port(str(getattr(ray.get_runtime_context(), "gcs_address", "") or ""))
+
+
+def _host_and_port(address: str) -> tuple[str, int] | None:
     host, _, port = address.rpartition(":")
     return (host.strip("[]"), int(port)) if host and port.isdigit() else None
 
@@ -233,6 +243,10 @@ def _ray_environment() -> Iterator[None]:
 def _ray_token() -> str:
     """The secret of this process's Ray clusters; one for all of them, for Ray keeps the first one it sees."""
     return secrets.token_hex(32)
+
+
+def _sees(path: str) -> bool:
+    return Path(path).exists()
 
 
 def _call(function: Callable[[Task], Result], task: Task) -> Result:

@@ -2,14 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from data_prep.ray_tasks import RayTasks
+from data_prep.ray_tasks import RayTasks, _ray_token
 from pretrain.errors import DataError, RankFault
+from tests.data_prep.corpora import data_settings, output, run, write_texts
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,11 +57,50 @@ def test_a_task_whose_ray_worker_dies_every_time_is_named(ray_tasks: RayTasks) -
 def test_a_node_that_does_not_see_the_folder_is_named(
     ray_tasks: RayTasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray_tasks.look_at(tmp_path)
-    assert not list(tmp_path.iterdir())
-    monkeypatch.setattr("data_prep.ray_tasks.os.path.exists", _sees_nothing)
-    with pytest.raises(DataError, match=r"node \S+ of the Ray cluster does not see this folder"):
-        ray_tasks.look_at(tmp_path)
+    with RayTasks(workers=1) as joined:
+        joined.look_at(tmp_path)
+        assert not list(tmp_path.iterdir())
+        monkeypatch.setattr("data_prep.ray_tasks._sees", _sees_nothing)
+        with pytest.raises(DataError, match=r"node \S+ of the Ray cluster does not see this folder"):
+            joined.look_at(tmp_path)
+    assert list(ray_tasks.run(abs, [-1])) == [(0, 1)], "a cluster that was joined goes on"
+
+
+GIVEN = """
+import sys
+from pathlib import Path
+from data_prep.ray_tasks import RayTasks, _ray_token
+from pretrain.errors import ConfigError
+from tests.data_prep.corpora import data_settings, quiet
+from data_prep.pipeline import prepare_data
+
+try:
+    with RayTasks(1, "127.0.0.1:1"):
+        pass
+except ConfigError as error:
+    print(error)
+print(prepare_data(data_settings(Path(sys.argv[2]), Path(sys.argv[3])), "ray", None, quiet(), sys.argv[1]).backend)
+"""
+
+
+def test_a_cluster_given_by_its_address_is_used_and_left_as_it_is(ray_tasks: RayTasks, tmp_path: Path) -> None:
+    corpus = write_texts(tmp_path / "texts", 12)
+    run(data_settings(tmp_path / "local", corpus))
+    assert ray_tasks._head is not None
+    address = f"{ray_tasks._head[0]}:{ray_tasks._head[1]}"
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _ray_token(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", GIVEN, address, tmp_path / "data", corpus],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **token},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("--address 127.0.0.1:1: no Ray cluster can be reached there")
+    assert done.stdout.endswith("ray, 2 workers\n")
+    assert output(tmp_path / "data") == output(tmp_path / "local")
+    assert list(ray_tasks.run(abs, [-1])) == [(0, 1)]
 
 
 def test_a_head_that_does_not_answer_is_told(ray_tasks: RayTasks, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -349,6 +349,11 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=_positive, metavar="N", help="processes of the preparation; default: the cores"
     )
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="a running Ray cluster (or ray://..., auto) that works; default: one is started",
+    )
 
 
 def _add_nproc(parser: argparse.ArgumentParser) -> None:

@@ -13,10 +13,12 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from launch.ranks import Nodes
+from launch.shard_agent import check_local
 from launch.torchrun import Launch, run
 from pretrain.config import RESOLVED_NAME, RunConfig, load_config, read_resolved
 from pretrain.errors import CheckFailed, CheckpointError, ConfigError, Interrupted
@@ -33,9 +35,25 @@ ONE_PROCESS_PARAMETERS = 3_000_000_000
 """Largest model that is evaluated and sampled at the end of a run unasked: 12 GB in fp32."""
 
 
+@dataclass(frozen=True)
+class Crew:
+    """Who prepares data."""
+
+    backend: Backend
+    workers: int | None
+    """Tasks at once; None: as many as cores."""
+    address: str | None
+    """Of a running Ray cluster; None: one is started."""
+
+    @classmethod
+    def of(cls, arguments: Namespace) -> "Crew":
+        """As the options say. Raises ConfigError where they do not fit."""
+        return cls(choose_backend(arguments.backend, arguments.address), arguments.workers, arguments.address)
+
+
 def prepare(arguments: Namespace) -> None:
     """`pretrain prepare`."""
-    prepare_data(load_config(arguments.config, arguments.overrides), arguments.backend, arguments.workers)
+    prepare_data(load_config(arguments.config, arguments.overrides), Crew.of(arguments))
 
 
 def train_tokenizer(arguments: Namespace) -> None:
@@ -44,8 +62,10 @@ def train_tokenizer(arguments: Namespace) -> None:
 
     config = load_config(arguments.config, arguments.overrides)
     check_preparation(config)
-    backend = choose_backend(arguments.backend)
-    for line in prepare_tokenizer(config.data, Path(arguments.out), backend, arguments.workers, console()):
+    crew = Crew.of(arguments)
+    for line in prepare_tokenizer(
+        config.data, Path(arguments.out), crew.backend, crew.workers, console(), crew.address
+    ):
         print(line)
 
 
@@ -186,24 +206,27 @@ def quickstart(arguments: Namespace) -> None:
     quickstart(
         arguments.config,
         arguments.overrides,
-        backend=arguments.backend,
-        workers=arguments.workers,
+        crew=Crew.of(arguments),
         nproc=arguments.nproc,
     )
 
 
-def prepare_data(config: RunConfig, backend: Backend | None, workers: int | None) -> None:
+def prepare_data(config: RunConfig, crew: Crew) -> None:
     """Makes the data folder of a config, or says that it is there."""
     from data_prep.pipeline import prepare
 
     check_preparation(config)
-    for line in prepare(config, choose_backend(backend), workers, console()).lines():
+    check_local(config)
+    for line in prepare(config, crew.backend, crew.workers, console(), crew.address).lines():
         print(line)
 
 
-def choose_backend(asked: Backend | None) -> Backend:
+def choose_backend(asked: Backend | None, address: str | None = None) -> Backend:
     """Ray where nothing else is asked for and Ray is installed. Raises ConfigError where it was asked for and is not."""
     installed = importlib.util.find_spec("ray") is not None
+    if address is not None and (asked == "local" or not installed):
+        why = "--backend local has no cluster" if asked == "local" else "ray is not installed; pip install ray"
+        raise ConfigError(f"--address {address}: {why}")
     if asked == "ray" and not installed:
         raise ConfigError("--backend ray: ray is not installed; pip install ray, or use --backend local")
     if asked is None and not installed:

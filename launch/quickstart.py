@@ -6,7 +6,7 @@ checkpoint, and does again only what is missing.
 
 from collections.abc import Sequence
 
-from launch.commands import Backend, again, evaluate_and_sample, prepare_data, shown
+from launch.commands import Crew, again, evaluate_and_sample, prepare_data, shown
 from launch.machine import this_machine
 from launch.torchrun import Launch, check_before_data, run
 from pretrain.config import RunConfig, load_config
@@ -17,8 +17,7 @@ def quickstart(
     config_name: str,
     overrides: Sequence[str],
     *,
-    backend: Backend | None,
-    workers: int | None,
+    crew: Crew,
     nproc: int | None,
 ) -> None:
     """From a config's corpus to a trained model and its report. Raises what the single commands raise."""
@@ -28,7 +27,7 @@ def quickstart(
     check_before_data(config, launch, this_machine())
 
     _heading(1, f"data: {shown(config.data.folder.absolute())}")
-    prepare_data(config, backend, workers)
+    prepare_data(config, crew)
     _heading(2, f"training: {config.name}")
     trained = run(config, launch)
     _heading(3, "evaluation and samples")

@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launch.shard_cache import Needed, ShardCache, cache_folder, fetch_frame
-from pretrain.checkpoint.format import latest_checkpoint
+from pretrain.checkpoint.format import latest_checkpoint, read_marker, read_metadata
 from pretrain.config import RunConfig, read_resolved, write_resolved
 from pretrain.data.cache_settings import CacheSettings
 from pretrain.data.local_shards import is_cached
 from pretrain.data.manifest import read_manifest
 from pretrain.data.needed_shards import NeededShards
 from pretrain.data.plan import build_plan
-from pretrain.errors import DataError, PretrainError, RankFault
+from pretrain.data.plan_segments import first_segment
+from pretrain.errors import ConfigError, DataError, PretrainError, RankFault
 from pretrain.guard.parent import LAUNCHER_PID, die_with_parent
 
 ROUND_S = 0.05
@@ -49,11 +50,21 @@ def localized(config: RunConfig) -> tuple[RunConfig, str]:
     """
     address, cache = config.data.dir, config.data.cache
     if cache is None:
+        check_local(config)
         return config, address
     address = address if "://" in address else os.path.abspath(config.data_dir)  # noqa: PTH100 (links are kept)
     folder = cache_folder(address, cache.dir)
     fetch_frame(address, folder)
     return config.model_copy(update={"data": config.data.model_copy(update={"dir": str(folder)})}), address
+
+
+def check_local(config: RunConfig) -> None:
+    """Raises ConfigError where `data.dir` is an address: what is written, or read without a cache, is a folder."""
+    if "://" in config.data.dir:
+        raise ConfigError(
+            f"data.dir={config.data.dir} is an address, which is read through a cache alone and never written to; set "
+            "data.cache.dir to train from it, or prepare into a local folder and copy that to the store"
+        )
 
 
 @contextmanager
@@ -166,6 +177,7 @@ class _RayAgent:
     def __init__(self, cluster: str, folder: Path, address: str) -> None:
         self._cluster, self._folder, self._address = cluster, folder, address
         self._actor: Any = None
+        self._connected = False
 
     def serve(self) -> str | None:
         """See Agent."""
@@ -174,7 +186,9 @@ class _RayAgent:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         try:
-            ray.init(address=self._cluster, log_to_driver=False, ignore_reinit_error=True, logging_level=logging.ERROR)
+            if not ray.is_initialized():
+                ray.init(address=self._cluster, log_to_driver=False, logging_level=logging.ERROR)
+                self._connected = True
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             # Two calls at once: the loop, and the one that ends it.
             bound: Any = ray.remote(Server)
@@ -192,6 +206,7 @@ class _RayAgent:
             with suppress(ray.exceptions.RayError):  # it may be gone already
                 ray.get(self._actor.stop.remote(), timeout=10)
             ray.kill(self._actor)
+        if self._connected:
             ray.shutdown()
 
 
@@ -234,9 +249,12 @@ class Server:
 def _files_of_steps(config: RunConfig) -> Needed:
     """What each step of a run reads, by the manifest as it is now."""
     manifest = read_manifest(config.data.folder)
-    needed = NeededShards(build_plan(config.data, manifest, config.run.seed, {}), manifest)
-    size = config.global_batch_sequences
-    return lambda step: needed.files(step * size, size)
+    plan, size = build_plan(config.data, manifest, config.run.seed, {}), config.global_batch_sequences
+    reached = latest_checkpoint(config.run_dir)
+    segments = () if reached is None else read_metadata(reached, read_marker(reached)).state.segments
+    segment = segments[-1] if segments else first_segment(plan, size)
+    needed = NeededShards(plan.from_origin(segment.origin), manifest)
+    return lambda step: needed.files(segment.place(segment.sample(step)), size)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

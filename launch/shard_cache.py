@@ -12,9 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import fsspec
-from fsspec import AbstractFileSystem
-
+from data_prep.addresses import filesystem
 from pretrain.data.local_shards import AGENT_NAME, FAILED_NAME, WANTED_NAME, file_of, mark_of, positions
 from pretrain.data.manifest import MANIFEST_NAME, SPLITS, TOKEN_BYTES_NAME, TOKENIZER_NAME, ShardRecord, read_manifest
 from pretrain.data.shard_file import TokenShard
@@ -29,17 +27,6 @@ Needed = Callable[[int], Sequence[str]]
 """Files of the shards that a step reads."""
 
 
-def open_store(address: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of an address, and the path in it. Raises DataError where its client is not installed."""
-    try:
-        system, path = fsspec.core.url_to_fs(address)
-    except ImportError as error:
-        raise DataError(f"data.dir={address}: {error}") from None
-    except ValueError as error:
-        raise DataError(f"data.dir={address}: no store that is known here ({error})") from None
-    return system, path
-
-
 def cache_folder(address: str, cache_dir: str) -> Path:
     """Where the shards of an address lie on this node."""
     return Path(cache_dir).expanduser().absolute() / hash_bytes(address.rstrip("/").encode())[:16]
@@ -50,7 +37,7 @@ def fetch_frame(address: str, folder: Path) -> None:
 
     Raises DataError where the address holds no prepared data, or cannot be reached.
     """
-    system, root = open_store(address)
+    system, root = filesystem(address)
     try:
         manifest = system.cat_file(f"{root}/{MANIFEST_NAME}")
         index = json.loads(manifest)["index"]["file"]
@@ -83,7 +70,7 @@ class ShardCache:
             needed: what a step reads.
         """
         self.folder, self._address = folder, address
-        self._system, self._root = open_store(address)
+        self._system, self._root = filesystem(address)
         self._budget, self._lookahead, self.needed = budget_bytes, lookahead_steps, needed
         self._records: dict[str, ShardRecord] = {}
         self.reload()

@@ -1,7 +1,9 @@
 """Rules of a data section that says how its folder is made; rows of the table of `pretrain.rules`, whose preface they share."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pretrain.data.corpus_settings import CorpusSettings
 from pretrain.data.prepare_settings import PrepareSettings
@@ -10,6 +12,7 @@ from pretrain.rule import Rule
 
 SMALLEST_BYTE_VOCABULARY = 259
 """256 bytes and three special tokens."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,16 @@ def _of_corpora(
     )
 
 
+def _is_pinned(corpus: CorpusSettings) -> bool:
+    if corpus.name is None:
+        return False
+    return Path(corpus.name).expanduser().is_dir() or _COMMIT.fullmatch(corpus.revision or "") is not None
+
+
+def _shown(value: str | None) -> str:
+    return "null" if value is None else value
+
+
 def _wrong_kind(preparation: Preparation, corpus: CorpusSettings) -> bool:
     return (corpus.kind == "pairs") != (preparation.data.objective == "seq2seq")
 
@@ -48,7 +61,7 @@ def _kind_message(preparation: Preparation) -> str:
         return f"{path} gives pairs, which data.objective=causal does not read; set data.objective=seq2seq, or name a text_field"
     return (
         f"{path}.source={corpus.source} gives text, but data.objective=seq2seq reads pairs; set source_field and target_field, "
-        "take source=message_catalogues, or set data.objective=causal"
+        "take source=message_catalogues or aligned_text, or set data.objective=causal"
     )
 
 
@@ -65,7 +78,7 @@ PREPARE_RULES: tuple[Rule[Preparation], ...] = (
     ),
     _of_corpora(
         "corpus_needs_paths",
-        lambda c: c.source in ("text", "jsonl", "parquet") and not c.paths,
+        lambda c: c.source in ("text", "jsonl", "parquet", "aligned_text") and not c.paths,
         lambda path, c: (
             f"{path}.paths is empty, but {path}.source={c.source} reads files; name files, folders or globs, for example "
             f"--set '{path}.paths=[corpus/**/*.txt]'"
@@ -80,17 +93,43 @@ PREPARE_RULES: tuple[Rule[Preparation], ...] = (
         ),
     ),
     _of_corpora(
-        "hub_needs_revision",
-        lambda c: c.source == "hub" and not (c.name and c.revision),
+        "aligned_text_has_two_sides",
+        lambda c: c.source == "aligned_text" and len(c.paths) != len(c.target_paths),
         lambda path, c: (
-            f"{path}.name={c.name} and .revision={c.revision} must both be set for source=hub: only a pinned commit gives the "
-            "same corpus again; take the commit from the data set's page"
+            f"{path}.target_paths names {len(c.target_paths)} files where .paths names {len(c.paths)}: source=aligned_text reads "
+            "pairs line by line, so each file needs its other side, in the same order"
+        ),
+    ),
+    _of_corpora(
+        "pairs_have_two_fields",
+        lambda c: (c.source_field is None) != (c.target_field is None),
+        lambda path, c: (
+            f"{path}.source_field={_shown(c.source_field)} and .target_field={_shown(c.target_field)}: pairs need both; set the "
+            "other one too, or neither for text"
+        ),
+    ),
+    _of_corpora(
+        "hub_needs_revision",
+        lambda c: c.source == "hub" and not _is_pinned(c),
+        lambda path, c: (
+            f"{path}.name={_shown(c.name)} and .revision={_shown(c.revision)}: source=hub takes a data set's name and a commit "
+            "of 40 digits, or a local folder: only a pinned commit gives the same corpus again, a branch moves; take it from the "
+            "data set's page"
         ),
     ),
     Rule(
         "corpus_fits_objective",
         lambda p: any(_wrong_kind(p, corpus) for corpus in p.corpora().values()),
         _kind_message,
+    ),
+    Rule(
+        "bands_fit_the_signature",
+        lambda p: p.prepare.dedup.slots_in_bands > p.prepare.dedup.permutations,
+        lambda p: (
+            f"data.prepare.dedup.bands={p.prepare.dedup.bands} x .rows_per_band={p.prepare.dedup.rows_per_band} need "
+            f"{p.prepare.dedup.slots_in_bands} slots, but data.prepare.dedup.permutations={p.prepare.dedup.permutations}; at "
+            f"most {p.prepare.dedup.permutations // p.prepare.dedup.rows_per_band} bands fit"
+        ),
     ),
     Rule(
         "vocabulary_holds_bytes",

@@ -110,6 +110,9 @@ def test_set_reaches_every_leaf(small: Path) -> None:
     full = small.with_name("full.yaml")
     experts = ["model.moe.num_experts=4", "model.moe.experts_per_token=2", "model.moe.d_ff=8"]
     sections = ["data.prepare.corpus.source=text", "data.cache.dir=cache", *experts]
+    cleaning = ("language", "gopher_quality", "gopher_repetition", "c4", "fineweb", "personal_data")
+    sections += [f"data.prepare.cleaning.{step}={{}}" for step in cleaning]
+    sections += ["data.prepare.decontamination.paths=[eval.txt]"]
     config = load_config(small, [*sections, "name=full"])
     full.write_text(to_yaml(config))
     tree = config.model_dump(mode="json")

@@ -320,8 +320,23 @@ PREPARE_CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
     ),
     "hub_needs_revision": (
         [f"{CORPUS}=hub", "data.prepare.corpus.name=some/set"],
-        ["data.prepare.corpus.name=some/set", ".revision=None"],
-        ["data.prepare.corpus.revision=0123abc"],
+        ["data.prepare.corpus.name=some/set", ".revision=null", "40 digits"],
+        [f"data.prepare.corpus.revision={'0123456789' * 4}"],
+    ),
+    "aligned_text_has_two_sides": (
+        [*SEQ2SEQ, f"{CORPUS}=aligned_text", "data.prepare.corpus.paths=[a.en]"],
+        ["data.prepare.corpus.target_paths names 0 files", ".paths names 1"],
+        ["data.prepare.corpus.target_paths=[a.de]"],
+    ),
+    "pairs_have_two_fields": (
+        [*SEQ2SEQ, f"{CORPUS}=jsonl", "data.prepare.corpus.paths=[a.jsonl]", "data.prepare.corpus.source_field=en"],
+        ["data.prepare.corpus.source_field=en", ".target_field=null"],
+        ["data.prepare.corpus.target_field=de"],
+    ),
+    "bands_fit_the_signature": (
+        [f"{CORPUS}=standard_library", "data.prepare.dedup.bands=32"],
+        ["data.prepare.dedup.bands=32", "need 192 slots", "at most 21 bands"],
+        ["data.prepare.dedup.bands=21"],
     ),
     "corpus_fits_objective": (
         [*SEQ2SEQ, f"{CORPUS}=standard_library"],

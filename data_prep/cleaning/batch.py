@@ -118,6 +118,12 @@ class Batch:
         begins = (self._buffer[self.word_begin] | 0x20) - np.uint8(ord("a"))
         return _sums(begins < 26, self.word_offset)
 
+    def words_with_ascii_letter(self) -> np.ndarray:
+        """(D,) words that hold one."""
+        letters = np.zeros(len(self._buffer) + 1, dtype=np.int64)
+        np.cumsum((self._buffer | 0x20) - np.uint8(ord("a")) < 26, out=letters[1:])
+        return _sums(letters[self.word_end] > letters[self.word_begin], self.word_offset)
+
     def words_of(self, document: int) -> list[str]:
         """The words of one document."""
         first, end = self.word_offset[document : document + 2]

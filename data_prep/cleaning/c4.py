@@ -19,6 +19,7 @@ from pretrain.data.cleaning_settings import C4Settings
 from pretrain.errors import ConfigError
 
 SOURCE = "Raffel et al. 2020 (C4), section 2.2"
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _SENTENCE_END = re.compile("[.!?]+[\"'”\u2019)\\]]*(?=\\s|$)")
 
 
@@ -159,13 +160,8 @@ class C4:
 
 def without_lines(lines: list[str], going: set[int]) -> str:
     """A text without some of its lines; blank lines at its ends go, and runs of them become one."""
-    left: list[str] = []
-    for place, line in enumerate(lines):
-        if place not in going and (line.strip() or (left and left[-1])):
-            left.append(line if line.strip() else "")
-    if left and not left[-1]:
-        left.pop()
-    return "\n".join(left)
+    left = "\n".join([line for place, line in enumerate(lines) if place not in going])
+    return _BLANK_LINES.sub("\n\n", f"\n{left}\n").strip("\n")
 
 
 def _read_words(path: str | None) -> tuple[str, ...]:

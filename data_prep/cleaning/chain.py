@@ -153,7 +153,7 @@ class Chain:
         batch = Batch([texts[place] for place in places])
         sizes = batch.sizes.copy()
         for step in self._column_steps:
-            if batch.line_kept is None and 2 * sizes[batch.alive].sum() < sizes.sum():
+            if 2 * sizes[batch.alive].sum() < sizes.sum():
                 places = [place for place, alive in zip(places, batch.alive, strict=True) if alive]
                 batch = Batch([texts[place] for place in places])  # the dead would cost as much as the living
                 sizes = batch.sizes.copy()

@@ -66,13 +66,17 @@ def ellipsis_lines(batch: Batch, limits: GopherQualitySettings) -> np.ndarray:
 def few_alphabetic_words(batch: Batch, limits: GopherQualitySettings) -> np.ndarray:
     """Less than 80 % of words hold a letter. Rae et al. 2021, section A.1.1.
 
-    Words that begin with an ASCII letter settle most documents; the others are counted word by word.
+    Words that begin with an ASCII letter settle most documents, words that hold one most others; the rest is read.
     """
-    at_least = share(batch.words_begin_with_ascii_letter(), batch.words)
-    found = (batch.words > 0) & (at_least < limits.min_alphabetic_words)
+    found = batch.words > 0
+    for at_least in (batch.words_begin_with_ascii_letter, batch.words_with_ascii_letter):
+        found &= share(at_least(), batch.words) < limits.min_alphabetic_words
+        if not (found & batch.alive).any():
+            return found
     for document in np.flatnonzero(found & batch.alive):
-        with_letter = sum(1 for word in batch.words_of(int(document)) if _LETTER.search(word))
-        found[document] = with_letter / batch.words[document] < limits.min_alphabetic_words
+        if not batch.texts[document].isascii():
+            with_letter = sum(1 for word in batch.words_of(int(document)) if _LETTER.search(word))
+            found[document] = with_letter / batch.words[document] < limits.min_alphabetic_words
     return found
 
 

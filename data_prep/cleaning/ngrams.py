@@ -43,9 +43,11 @@ def top_share(batch: Batch, size: int, above: float) -> np.ndarray:
         size: words of an n-gram, 2 to 4.
         above: the threshold.
     """
-    bound = _top_bound(batch) * (1 if size == 2 else 2)
     found = np.zeros(len(batch))
-    for document in np.flatnonzero((bound > above) & batch.alive):
+    maybe = batch.alive & (_top_bound(batch, 2) * (1 if size == 2 else 2) > above)
+    if size > 2 and maybe.any():
+        maybe &= _top_bound(batch, size) > above
+    for document in np.flatnonzero(maybe):
         found[document] = _top_of_one(batch, int(document), size)
     return found
 
@@ -112,17 +114,19 @@ def _share_of_one(batch: Batch, document: int, size: int) -> float:
     return float(batch.word_characters[first:end][covered].sum() / max(int(batch.characters[document]), 1))
 
 
-def _top_bound(batch: Batch) -> np.ndarray:
-    known = batch.measured.get("bound")
+def _top_bound(batch: Batch, size: int) -> np.ndarray:
+    """(D,) the greatest share of characters that n-grams of one bucket have: no n-gram has more."""
+    known = batch.measured.get(f"bound{size}")
     if known is None:
         known = np.zeros(len(batch))
-        if len(batch.word_begin) > 1:
-            hashes, document = ngram_hashes(batch.running, 2), batch.document_of_word[:-1]
+        count = len(batch.word_begin) - size + 1
+        if count > 0:
+            hashes, document = ngram_hashes(batch.running, size), batch.document_of_word[:count]
             bucket = (of_document(hashes, document) >> np.uint64(56)).astype(np.int64) + document * _BUCKETS
-            weights = batch.word_characters[:-1] + batch.word_characters[1:]
+            weights = sum(batch.word_characters[more : more + count] for more in range(size))
             masses = np.bincount(bucket, weights=weights, minlength=len(batch) * _BUCKETS)
             known = masses.reshape(len(batch), _BUCKETS).max(axis=1) / np.maximum(batch.characters, 1)
-        batch.measured["bound"] = known
+        batch.measured[f"bound{size}"] = known
     return known
 
 

@@ -60,9 +60,12 @@ class RuleEdit:
 def first_rule(rules: Sequence[Rule], batch: Batch, settings: Any) -> np.ndarray:
     """(D,) the place of the first rule that removes each document, KEPT where none does or the document went before."""
     found = np.full(len(batch), KEPT, dtype=np.int8)
+    came_in = batch.alive
     for place, rule in enumerate(rules):
         if rule.effect == "document" and rule.removes is not None:
-            found[(found == KEPT) & batch.alive & rule.removes(batch, settings)] = place
+            batch.alive = came_in & (found == KEPT)  # what an earlier rule removed is not measured again
+            found[batch.alive & rule.removes(batch, settings)] = place
+    batch.alive = came_in
     return found
 
 

@@ -27,6 +27,7 @@ import torch
 
 from pretrain.data.feed import Feed
 from pretrain.data.follow import Waiting
+from pretrain.data.local_shards import Position
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.objectives import Allocator, Rows
 from pretrain.data.plan_segments import first_segment
@@ -94,6 +95,7 @@ class Batches:
         self._held: _Slot | None = None
         self._failure: BaseException | None = None
         self._closing = threading.Event()
+        self._position = Position(feed.folder)
         self._thread = threading.Thread(target=self._work, args=(first_step,), name="prefetch", daemon=True)
         self._thread.start()
 
@@ -169,6 +171,7 @@ class Batches:
         self._closing.set()
         self._free.put(None)
         self._thread.join()
+        self._position.close()
         self._failure = self._failure or RuntimeError("these Batches are closed")
 
     def __enter__(self) -> "Batches":
@@ -181,7 +184,8 @@ class Batches:
 
     def _work(self, step: int) -> None:
         try:
-            for first, place in self._places(step):
+            for number, (first, place) in enumerate(self._places(step), step):
+                self._position.tell(number)
                 slot = self._free.get()
                 if slot is None or self._closing.is_set():
                     return

@@ -7,6 +7,7 @@ folder.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
 
 import numpy as np
@@ -71,6 +72,11 @@ class Feed:
     def objective(self) -> Objective:
         """What makes the rows."""
         return self._state.objective
+
+    @property
+    def folder(self) -> Path:
+        """Of the data."""
+        return self._data.folder
 
     @property
     def streams(self) -> tuple[TokenShards, ...]:

@@ -226,3 +226,8 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert not ended.value.code
     assert re.fullmatch(r"pretrain \S.*\n", capsys.readouterr().out)
+
+
+def test_an_address_has_no_meaning_without_ray(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "quickstart", "--backend", "local", "--address", "auto"]) == 2
+    assert "--address auto: --backend local has no cluster" in capsys.readouterr().err

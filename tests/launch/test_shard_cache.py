@@ -157,7 +157,7 @@ def test_positions_are_those_of_live_feeds(tmp_path: Path, source: Path) -> None
     ("address", "told"),
     [
         ("memory://bucket/nothing", "no prepared data"),
-        ("nosuch://bucket/set", "no store that is known here"),
+        ("nosuch://bucket/set", "cannot be opened"),
         ("s3://bucket/set", "s3fs"),
     ],
 )

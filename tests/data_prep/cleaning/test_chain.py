@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from data_prep.cleaning.batch import Batch
 from data_prep.cleaning.chain import Chain, Kept, Removed
+from data_prep.cleaning.ngrams import duplicate_share
 from data_prep.cleaning.rule import Rule
 from data_prep.cleaning.tally import EXAMPLE_CHARACTERS, EXAMPLES, Tally
 from pretrain.data.cleaning_settings import CleaningSettings
@@ -232,3 +234,20 @@ def test_a_tally_survives_json() -> None:
 
 def test_surrogates_and_controls_do_not_stop_the_chain() -> None:
     Chain(LENIENT).run_many(["\ud800 word \udfff", "\x00" * 50, "a\x1cb\x85c\u2028d"], Tally())
+
+
+def test_an_ngram_never_reaches_into_the_next_document() -> None:
+    first, second = "a b c d e f g h a", "b c d e f g h i"
+    assert duplicate_share(Batch([first, second]), 5, 0.0).tolist() == [0.0, 0.0]
+    assert duplicate_share(Batch([f"{first} {second}"]), 5, 0.0)[0] > 0.4
+
+
+def test_a_page_that_goes_for_its_sentences_is_told_as_it_came_in() -> None:
+    text = "Home\nMenu\nThis is one sentence of a page.\nImprint"
+    tally = Tally()
+    result = Chain(CleaningSettings.model_validate({"c4": {}})).run(text, tally)
+    assert result == Removed("c4", "too_few_sentences")
+    step = tally.steps["c4"]
+    assert (step.documents_edited, step.documents_out, step.bytes_out) == (0, 0, 0)
+    assert list(step.rules) == ["too_few_sentences"]
+    assert [example.text for example in step.rules["too_few_sentences"].examples] == [text]

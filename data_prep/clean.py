@@ -8,6 +8,7 @@ import re
 import unicodedata
 
 BYTE_ORDER_MARK = "\ufeff"
+HOLDS_NUL, HOLDS_SURROGATE = "holds a NUL character", "holds half of a surrogate pair"
 
 MARKERS = ("~", "_", "&")
 """Keyboard accelerators in messages: LibreOffice, GTK, Qt."""
@@ -28,12 +29,12 @@ def clean_text(text: str) -> str:
 def bad_text(text: str) -> str | None:
     """Why a decoded text is no text; None where it is one."""
     if "\0" in text:
-        return "holds a NUL character"
+        return HOLDS_NUL
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            return "holds half of a surrogate pair"
+            return HOLDS_SURROGATE
     return None
 
 

@@ -1,6 +1,6 @@
 """What reading is about: pieces of files, and what comes out of them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -48,14 +48,19 @@ class FileRange:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text, or the two sides of a pair."""
+    """A text, or the two sides of a pair. Raises UnicodeEncodeError for half of a surrogate pair, which no UTF-8 can spell."""
 
     sides: tuple[str, ...]
+    utf8: tuple[bytes, ...] = field(init=False, compare=False, repr=False)
+    """The sides, encoded once: for their size, their hash, and the proof that they are text."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "utf8", tuple(side.encode() for side in self.sides))
 
     @property
     def text_bytes(self) -> int:
         """UTF-8 bytes."""
-        return sum(utf8_bytes(side) for side in self.sides)
+        return sum(map(len, self.utf8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +82,3 @@ class Dropped:
 
 Item = Document | BadDocument | Dropped
 EMPTY = "empty"
-
-
-def utf8_bytes(text: str) -> int:
-    """Bytes of a text in UTF-8; free for ASCII. Raises UnicodeEncodeError for half of a surrogate pair."""
-    return len(text) if text.isascii() else len(text.encode())

@@ -7,8 +7,8 @@ the BadDocument. The makers are closures over the settings: they run once a row,
 from collections.abc import Callable
 from typing import Any
 
-from data_prep.clean import bad_text, clean_pair, clean_text
-from data_prep.items import EMPTY, Document, Dropped, utf8_bytes
+from data_prep.clean import HOLDS_NUL, HOLDS_SURROGATE, bad_text, clean_pair, clean_text
+from data_prep.items import EMPTY, Document, Dropped
 from pretrain.data.corpus_settings import CorpusSettings
 from pretrain.data.prepare_settings import PrepareSettings
 
@@ -20,12 +20,16 @@ DROPPED_EMPTY = Dropped(EMPTY)
 def text_of(text: str, max_document_bytes: int) -> Made:
     """The document of one text."""
     text = clean_text(text)
-    if reason := bad_text(text):
-        return reason
+    if "\0" in text:
+        return HOLDS_NUL
     if not text or text.isspace():
         return DROPPED_EMPTY
-    size = utf8_bytes(text)
-    return Document((text,)) if size <= max_document_bytes else too_long(size, max_document_bytes)
+    try:
+        document = Document((text,))
+    except UnicodeEncodeError:
+        return HOLDS_SURROGATE
+    size = document.text_bytes
+    return document if size <= max_document_bytes else too_long(size, max_document_bytes)
 
 
 def too_long(size: int, max_document_bytes: int) -> str:

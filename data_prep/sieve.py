@@ -35,12 +35,12 @@ class Read:
 
     @classmethod
     def of(cls, document: Document) -> "Read":
-        """Encodes the text once, for size and digest."""
-        if len(document.sides) == 1:
-            content = document.sides[0].encode()
-            return cls(document, len(content), xxhash.xxh3_128_digest(content))
-        content = "\0".join((*document.sides, "")).encode()
-        return cls(document, len(content) - len(document.sides), xxhash.xxh3_128_digest(content))
+        """With size and digest."""
+        if len(document.utf8) == 1:
+            content = document.utf8[0]
+        else:
+            content = b"".join(side + b"\0" for side in document.utf8)
+        return cls(document, document.text_bytes, xxhash.xxh3_128_digest(content))
 
     def with_text(self, text: str) -> "Read":
         """The same document after an edit of its text."""

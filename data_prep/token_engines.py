@@ -221,17 +221,21 @@ class CodePoints:
         self._learn(np.arange(0x250))
         if (self._state[:128] != self.AGREED).any():
             raise Unfit("disagrees with Hugging Face's tokenizers on ASCII")
+        self._all_agreed = int(np.argmax(self._state != self.AGREED))
+        """Below it, all are known to be agreed on."""
 
     def agreed(self, text: str) -> bool:
         """Whether the engines agree on each code point of a text."""
         if text.isascii():
             return True
         points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-        state = self._state[points]
-        if not state.all():
+        if points.max() < self._all_agreed:  # most text of European languages
+            return True
+        state = self._state.take(points)
+        if state.min() == self.UNKNOWN:
             self._learn(np.unique(points[state == self.UNKNOWN]))
-            state = self._state[points]
-        return not (state == self.DISPUTED).any()
+            state = self._state.take(points)
+        return bool(state.max() == self.AGREED)
 
     def _learn(self, points: np.ndarray) -> None:
         texts = [_around(chr(point)) for point in points.tolist()]

@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep.audit import AUDIT_FRACTION, Audit
-from data_prep.token_engines import BYTES, LLAMA3_PATTERN, choose_engine
+from data_prep.token_engines import BYTES, LLAMA3_PATTERN, HuggingFace, choose_engine
 from pretrain.data.token_shards import END_OF_TEXT, PADDING, TARGET, SpecialTokens
 from pretrain.data.tokenizer_settings import EngineName, TokenizerSettings
 from pretrain.errors import DataError
@@ -94,9 +94,10 @@ def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
 
 def token_byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     """(V,) uint16: bytes of text that each token stands for; 0 for special tokens and ids that are not in use."""
-    lengths = np.zeros(vocabulary_size(tokenizer), dtype="<u2")
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    lengths = np.zeros(max(vocabulary.values()) + 1, dtype="<u2")
     added = tokenizer.get_added_tokens_decoder()
-    for token, number in tokenizer.get_vocab(with_added_tokens=True).items():
+    for token, number in vocabulary.items():
         if number not in added:
             lengths[number] = len(token)  # a byte-level vocabulary spells every byte as one letter
         elif not added[number].special:
@@ -124,7 +125,7 @@ class Encoder:
         """
         content = tokenizer.to_str() if isinstance(tokenizer, Tokenizer) else _content(Path(tokenizer))
         self._engines = choose_engine(content, engine)
-        self.special, self.vocab_size, token_bytes = _facts(content)
+        self.special, self.vocab_size, token_bytes = _facts(self._engines.reference)
         self.engine = self._engines.fast.name
         """The engine in use."""
         self.notes = self._engines.notes
@@ -153,6 +154,6 @@ def _content(path: Path) -> str:
 
 
 @lru_cache(maxsize=4)  # a process makes an Encoder for every task
-def _facts(content: str) -> tuple[SpecialTokens, int, np.ndarray]:
-    tokenizer = Tokenizer.from_str(content)
-    return special_tokens(tokenizer), vocabulary_size(tokenizer), token_byte_lengths(tokenizer)
+def _facts(reference: HuggingFace) -> tuple[SpecialTokens, int, np.ndarray]:
+    lengths = token_byte_lengths(reference.tokenizer)
+    return special_tokens(reference.tokenizer), len(lengths), lengths

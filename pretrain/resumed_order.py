@@ -60,8 +60,8 @@ def resumed_order(
     if not same and not any(is_under(name, ORDER_FIELDS) for name in allowed):
         raise DataError(
             f"{folder}: the training samples or their order are not those of the run up to step {step}; going on would "
-            "repeat some and skip others. Put data and settings back, start a new run (--set name=NEW-NAME), or go on with the "
-            "new order: --allow-change data.order"
+            "repeat some and skip others. Put data and settings back, start a new run (--set name=NEW-NAME), or go on "
+            "with the new order: --allow-change data.order"
         )
     taken = state.source_samples or feed.counts(state.next_sample)
     segment = next_segment(

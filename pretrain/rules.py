@@ -17,6 +17,7 @@ from pretrain.data.prepare_settings import PrepareSettings
 from pretrain.engine_rules import ENGINE_RULES
 from pretrain.errors import ConfigError, PretrainError
 from pretrain.expert_rules import LAYOUT_RULES, MODEL_RULES
+from pretrain.order_rules import ORDER_RULES
 from pretrain.prepare_rules import PREPARE_RULES, Preparation
 from pretrain.resolve import pipeline_layers, streams_divide
 from pretrain.rule import Rule, Subject, divisors, listed
@@ -251,6 +252,7 @@ CONFIG_RULES: tuple[Rule[RunConfig], ...] = (
         ),
     ),
     *ENGINE_RULES,
+    *ORDER_RULES,
     # The batch and the schedule.
     Rule(
         "batch_divides",

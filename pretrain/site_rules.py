@@ -137,7 +137,7 @@ DATA_RULES: tuple[Rule[Prepared], ...] = (
     ),
     Rule(
         "training_data_suffice",
-        lambda p: p.manifest.splits["train"].tokens <= p.config.data.sequence_length,
+        lambda p: p.manifest.complete and p.manifest.splits["train"].tokens <= p.config.data.sequence_length,
         lambda p: (
             f"data.dir={p.config.data.dir} holds {p.manifest.splits['train'].tokens} training tokens, not enough for one "
             f"sequence of data.sequence_length={p.config.data.sequence_length} and its last target; prepare a larger corpus, "
@@ -146,7 +146,7 @@ DATA_RULES: tuple[Rule[Prepared], ...] = (
     ),
     Rule(
         "validation_data_suffice",
-        lambda p: p.manifest.splits["validation"].documents == 0,
+        lambda p: p.manifest.complete and p.manifest.splits["validation"].documents == 0,
         lambda p: (
             f"data.dir={p.config.data.dir} holds no validation documents; raise data.prepare.validation_fraction and prepare "
             "again, or prepare a larger corpus"

@@ -175,12 +175,13 @@ def build(launch: Launch, mesh: ProcessMesh, start: Start | None, stop: StopSign
         "data_size": mesh.batch.size,
     }
     check_slices(config.global_batch_sequences, rows["micro_batch_sequences"], rows["data_size"])
-    feed = Feed(config.data, config.run.seed, launch.logs.console.message)
+    tell = launch.logs.console.message
+    feed = Feed(config.data, config.run.seed, tell)
     order = _order(launch, feed, start)
     repeats = check_epochs(
         config.data, feed.plan, order.segments[-1].place(order.segments[-1].sample(config.train.steps))
     )
-    validation = validation_by_source(config.data, sequences=config.evaluation.sequences, **rows)
+    validation = validation_by_source(config.data, sequences=config.evaluation.sequences, tell=tell, **rows)
     batches = Batches(
         feed,
         global_batch_sequences=config.global_batch_sequences,

@@ -226,6 +226,54 @@ CONFIG_CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["layout.offload=optimizer_and_parameters", "layout.zero_stage=2", "offload_config.py", "layout.zero_stage=3"],
         ["layout.zero_stage=3"],
     ),
+    "weights_or_stages": (
+        ["data.order.weights={a: 1.0}", "data.order.stages=[{weights: {a: 1.0}}]"],
+        ["data.order.weights and data.order.stages (1 of them)"],
+        ["data.order.stages=[]"],
+    ),
+    "weights_are_shares": (
+        ["data.order.weights={a: 1.5, b: -0.5}"],
+        ["data.order.weights.b=-0.5"],
+        ["data.order.weights.a=1.0", "data.order.weights.b=0.0"],
+    ),
+    "weights_sum_to_one": (
+        ["data.order.stages=[{tokens: 64, weights: {a: 1.0}}, {weights: {a: 0.5, b: 0.3}}]"],
+        ["data.order.stages.1.weights sum to 0.8", "{a: 0.625, b: 0.375}"],
+        ["data.order.stages.1.weights.b=0.5"],
+    ),
+    "stages_end": (
+        ["data.order.stages=[{weights: {a: 1.0}}, {weights: {b: 1.0}}]"],
+        ["data.order.stages.0.tokens is null"],
+        ["data.order.stages.0.tokens=64"],
+    ),
+    "stages_hold_a_sequence": (
+        ["data.order.stages=[{tokens: 31, weights: {a: 1.0}}, {weights: {b: 1.0}}]"],
+        ["data.order.stages.0.tokens=31", "data.sequence_length=32"],
+        ["data.order.stages.0.tokens=32"],
+    ),
+    "eras_hold_a_sequence": (
+        ["data.order.method=eras", "data.order.era_tokens=31"],
+        ["data.order.era_tokens=31", "data.sequence_length=32"],
+        ["data.order.era_tokens=1073741824"],
+    ),
+    "follow_needs_eras": (
+        ["data.manifest=follow"],
+        ["data.manifest=follow", "data.order.method=shuffle"],
+        ["data.order.method=eras"],
+    ),
+    "follow_needs_windows": (
+        [*SEQ2SEQ, "data.manifest=follow", "data.order.method=eras"],
+        ["data.manifest=follow", "data.objective=seq2seq"],
+        ["data.manifest=finished"],
+    ),
+    "follow_needs_weights": (
+        [
+            *("data.manifest=follow", "data.order.method=eras"),
+            *(f"data.prepare.corpora.{name}.source=standard_library" for name in ("a", "b")),
+        ],
+        ["data.order.weights is null", "data.manifest=follow"],
+        ["data.order.weights={a: 0.5, b: 0.5}"],
+    ),
     "batch_divides": (
         ["train.global_batch_tokens=300"],
         ["train.global_batch_tokens=300", "= 128", "use 256 or 384"],

@@ -18,6 +18,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
@@ -36,6 +37,19 @@ from pretrain.errors import ConfigError
 ORDERED_AT_ONCE = 1024
 """Samples of a rank whose order is computed in one go."""
 Memory = Literal["pageable", "pinned"]
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A place of the ring: the rows of a step, and the same memory as micro-batches."""
+
+    rows: Rows
+    micro_batches: tuple[MicroBatch, ...]
+
+    @classmethod
+    def of(cls, rows: Rows, micro_rows: int) -> "_Slot":
+        parts = range(0, len(rows.labels), micro_rows)
+        return cls(rows, tuple(micro_batch(rows.part(at, at + micro_rows)) for at in parts))
 
 
 class Batches:
@@ -71,13 +85,13 @@ class Batches:
         """Seconds that the last `next` waited for the thread."""
         self.total_wait_s = 0.0
         # One slot more than are queued is being filled, and one more is in the consumer's hands.
-        self._free: queue.SimpleQueue[Rows | None] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[_Slot | None] = queue.SimpleQueue()
         for _ in range(prefetch + 2):
             rows = Rows.empty(self._rows, objective.widths, objective.sequence_length, _allocator(memory))
             objective.lay_out(rows)
-            self._free.put(rows)
-        self._ready: queue.SimpleQueue[Rows | BaseException] = queue.SimpleQueue()
-        self._held: Rows | None = None
+            self._free.put(_Slot.of(rows, self._micro))
+        self._ready: queue.SimpleQueue[_Slot | BaseException] = queue.SimpleQueue()
+        self._held: _Slot | None = None
         self._failure: BaseException | None = None
         self._closing = threading.Event()
         self._position = Position(feed.folder)
@@ -141,15 +155,15 @@ class Batches:
             self._free.put(self._held)
             self._held = None
         started = time.perf_counter()
-        rows = self._ready.get()
+        slot = self._ready.get()
         self.wait_s = time.perf_counter() - started
         self.total_wait_s += self.wait_s
-        if isinstance(rows, BaseException):
-            self._failure = rows
-            raise rows
-        self._held = rows
+        if isinstance(slot, BaseException):
+            self._failure = slot
+            raise slot
+        self._held = slot
         self.step += 1
-        return [micro_batch(rows.part(at, at + self._micro)) for at in range(0, self._rows, self._micro)]
+        return list(slot.micro_batches)
 
     def close(self) -> None:
         """Ends the thread. Iterating afterwards is an error."""
@@ -171,12 +185,12 @@ class Batches:
         try:
             for number, (first, place) in enumerate(self._places(step), step):
                 self._position.tell(number)
-                rows = self._free.get()
-                if rows is None or self._closing.is_set():
+                slot = self._free.get()
+                if slot is None or self._closing.is_set():
                     return
-                rows.fields["sample"][:] = np.arange(first, first + self._rows)
-                self._feed.fill(place, rows)
-                self._ready.put(rows)
+                slot.rows.fields["sample"][:] = np.arange(first, first + self._rows)
+                self._feed.fill(place, slot.rows)
+                self._ready.put(slot)
         except Waiting:
             return
         except BaseException as error:

@@ -12,17 +12,13 @@ from threading import Event
 
 import numpy as np
 
-from pretrain.data.follow import open_manifest, wait_for_growth
+from pretrain.data.follow import open_manifest, silent, wait_for_growth
 from pretrain.data.manifest import Manifest
 from pretrain.data.objectives import Objective, Rows, build_objective
 from pretrain.data.plan import Plan, build_plan
 from pretrain.data.plan_segments import PlanSegment
 from pretrain.data.settings import DataSettings
 from pretrain.data.token_shards import TokenShards
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class _State:
 class Feed:
     """Rows by number of the sample; for one reader at a time."""
 
-    def __init__(self, data: DataSettings, seed: int, tell: Callable[[str], None] = _silent) -> None:
+    def __init__(self, data: DataSettings, seed: int, tell: Callable[[str], None] = silent) -> None:
         """Opens the training split.
 
         Args:

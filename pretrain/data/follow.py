@@ -30,6 +30,10 @@ DEAD_POLLS = 5
 """Looks in a row that must find the lock free: a preparation that is started again holds none for a moment."""
 
 
+def silent(_: str) -> None:
+    """Tells nobody."""
+
+
 class Waiting(Exception):
     """The wait was called off."""
 
@@ -101,6 +105,15 @@ def _is_locked(folder: Path) -> bool:
     except OSError:
         return True
     return False
+
+
+def wait_for_first_era(
+    folder: Path, manifest: Manifest, era_tokens: int, tell: Callable[[str], None], cancelled: Event
+) -> Manifest:
+    """A state of the folder in which every source has its first era, or all that it will have. Raises DataError, Waiting."""
+    while not manifest.complete and any(manifest.source("train", n).tokens < era_tokens for n in manifest.sources):
+        manifest = wait_for_growth(folder, manifest, "the first era of every source", tell, cancelled)
+    return manifest
 
 
 def first_era_validation(manifest: Manifest, era_tokens: int) -> Manifest:

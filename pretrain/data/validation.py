@@ -1,9 +1,12 @@
 """The validation set: the same rows every time, source by source, in equal parts for all data ranks."""
 
+from collections.abc import Callable
+from threading import Event
+
 import numpy as np
 
 from pretrain.data.batches import micro_batch
-from pretrain.data.follow import first_era_validation, open_manifest
+from pretrain.data.follow import first_era_validation, open_manifest, silent, wait_for_first_era
 from pretrain.data.manifest import Manifest
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.objectives import Objective, Rows, build_objective
@@ -30,7 +33,13 @@ def validation_batches(
 
 
 def validation_by_source(
-    data: DataSettings, *, sequences: int | None, micro_batch_sequences: int, data_rank: int, data_size: int
+    data: DataSettings,
+    *,
+    sequences: int | None,
+    micro_batch_sequences: int,
+    data_rank: int,
+    data_size: int,
+    tell: Callable[[str], None] = silent,
 ) -> dict[str, list[MicroBatch]]:
     """The part of the validation set that one data rank evaluates, by the name of the source; no micro-batch holds two.
 
@@ -40,11 +49,12 @@ def validation_by_source(
         micro_batch_sequences: rows of a micro-batch; the last ones are filled up with rows that hold no target.
         data_rank: place in the data axis.
         data_size: ranks of the data axis.
+        tell: takes a line on a wait for the first era of a folder that grows.
 
     Raises:
         DataError: the data folder is missing or damaged, or nothing is held out.
     """
-    manifest = validation_manifest(data)
+    manifest = validation_manifest(data, tell)
     streams = [TokenShards(data.folder, manifest, "validation", data.verify, name) for name in manifest.sources]
     if data.verify == "open":
         for stream in streams:
@@ -68,13 +78,14 @@ def validation_by_source(
     }
 
 
-def validation_manifest(data: DataSettings) -> Manifest:
+def validation_manifest(data: DataSettings, tell: Callable[[str], None] = silent) -> Manifest:
     """The manifest whose validation split a run reads: of a folder that it follows, what belongs to the first era."""
     manifest = open_manifest(data)
     if data.manifest == "finished":
         return manifest
-    era = max(data.order.era_tokens // data.sequence_length, 1)
-    return first_era_validation(manifest, era * data.sequence_length + 1)
+    era_tokens = max(data.order.era_tokens // data.sequence_length, 1) * data.sequence_length + 1
+    manifest = wait_for_first_era(data.folder, manifest, era_tokens, tell, Event())
+    return first_era_validation(manifest, era_tokens)
 
 
 def _part(

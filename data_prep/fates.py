@@ -14,7 +14,7 @@ import numpy as np
 from data_prep.counts import EXCERPT_CHARACTERS, Counts
 from data_prep.dedup import DROPPED, fates_of, first_of_equal, held_out_of
 from data_prep.executors import Executor
-from data_prep.ledger import Ledger
+from data_prep.ledger import Ledger, Record
 from data_prep.near_duplicates import find_twins
 from data_prep.scan import Scan, ScanTask
 from data_prep.shard import Judged, texts_of
@@ -128,13 +128,18 @@ def shingles_of(task: TextTask) -> list[np.ndarray]:
     return shingle_sets(task.texts(), task.scan.prepare.dedup.shingle_words)
 
 
-def scans(tasks: Iterable[ScanTask], ledger: Ledger) -> Iterator[tuple[ScanTask, Scan]]:
-    """The results of the first pass, one at a time. Raises DataError where a record was lost meanwhile."""
+def records(tasks: Iterable[ScanTask], ledger: Ledger) -> Iterator[tuple[ScanTask, Record]]:
+    """The records of the first pass, one at a time. Raises DataError where one was lost meanwhile."""
     for task in tasks:
         record = ledger.find(task.key)
         if record is None:
             raise DataError(f"{ledger.folder}: the record of {task} is gone or damaged; run `pretrain prepare` again")
-        yield task, Scan.of(record)
+        yield task, record
+
+
+def scans(tasks: Iterable[ScanTask], ledger: Ledger) -> Iterator[tuple[ScanTask, Scan]]:
+    """The results of the first pass, one at a time, without signatures. Raises DataError as `records` does."""
+    return ((task, Scan.of(record)) for task, record in records(tasks, ledger))
 
 
 def decide(
@@ -245,6 +250,6 @@ def _mapped_signatures(found: _Passed, settings: DedupSettings, path: Path) -> n
         told_as_storage_error(path),
         path.open("wb") as file,
     ):  # a map that outgrows the disk would end the process instead
-        for _, scan in scans(found.tasks, found.ledger):
-            file.write(scan.signatures.tobytes())
+        for _, record in records(found.tasks, found.ledger):
+            file.write(record.arrays["signatures"].tobytes())
     return np.memmap(path, np.uint32, "r", shape=shape)

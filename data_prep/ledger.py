@@ -2,13 +2,14 @@
 
 A task writes its own record when it is done, so results never pass through the driver, and a run that is killed costs only the
 tasks that were under way. A record is an uncompressed .npz: arrays as they are (JSON with hexadecimal digits took 20 times as
-long), with a checksum each; one that is damaged counts as missing. Alternatives not taken: a database (locks on network file
+long), with a checksum each, read when they are asked for. One that is cut short or illegible counts as missing; damage that shows
+later removes it, so that the next run makes it again. Alternatives not taken: a database (locks on network file
 systems), one growing file (many writers).
 """
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.errors import DataError
 from pretrain.files import told_as_storage_error, write_atomically
 
 _VALUES = "values"
+_DAMAGE = (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,29 @@ class Record:
     values: Mapping[str, Any]
     """Whatever JSON can hold."""
     arrays: Mapping[str, np.ndarray]
+
+
+class _Arrays(Mapping[str, np.ndarray]):
+    """Of a file, each read when it is asked for."""
+
+    def __init__(self, path: Path, names: list[str]) -> None:
+        self._path, self._names = path, names
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            with told_as_storage_error(self._path), np.load(self._path, allow_pickle=False) as file:
+                return file[name]
+        except (*_DAMAGE, FileNotFoundError) as error:
+            self._path.unlink(missing_ok=True)
+            raise DataError(
+                f"{self._path}: a damaged record of a finished task ({error}); it was removed, run `pretrain prepare` again"
+            ) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass(frozen=True)
@@ -41,11 +67,11 @@ class Ledger:
         path = self._path(key)
         try:
             with told_as_storage_error(path), np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            return Record(json.loads(arrays.pop(_VALUES).tobytes()), arrays)
+                values = json.loads(file[_VALUES].tobytes())
+                return Record(values, _Arrays(path, [name for name in file.files if name != _VALUES]))
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except _DAMAGE:
             return None
 
     def keep(self, key: str, values: Mapping[str, Any], **arrays: np.ndarray) -> None:

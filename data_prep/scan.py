@@ -28,11 +28,12 @@ class Scan:
     """(M, K) of data_prep.dedup."""
     sizes: np.ndarray
     """(M,) uint64: UTF-8 bytes of each."""
-    signatures: np.ndarray
-    """(M, P) uint32 of data_prep.minhash; P is 0 where near-duplicates are not looked for."""
     content: str
     """XXH3-128 over all N documents as they are read."""
     counts: Counts
+    signatures: np.ndarray | None = None
+    """(M, P) uint32 of data_prep.minhash, P is 0 where near-duplicates are not looked for; None of one from the ledger, where
+    they stay until they are asked for."""
 
     @classmethod
     def of(cls, record: Record) -> "Scan":
@@ -41,10 +42,11 @@ class Scan:
         keys = arrays["keys"].view(KEY).reshape(-1, values["columns"])
         passed = np.unpackbits(arrays["passed"], count=values["documents"]).astype(bool)
         counts = Counts.from_dict(values["counts"])
-        return cls(passed, keys, arrays["sizes"], arrays["signatures"], values["content"], counts)
+        return cls(passed, keys, arrays["sizes"], values["content"], counts)
 
     def keep(self, ledger: Ledger, key: str) -> None:
         """Into the ledger."""
+        assert self.signatures is not None, "it comes from the ledger"
         ledger.keep(
             key,
             {
@@ -122,9 +124,9 @@ def scan_range(files: FileRange, corpus: CorpusSettings, prepare: PrepareSetting
         np.array(passed, dtype=bool),
         as_keys(digests, columns),
         np.array(sizes, dtype=np.uint64),
-        np.concatenate(signed),
         content.value,
         counts,
+        np.concatenate(signed),
     )
 
 

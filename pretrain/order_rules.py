@@ -127,7 +127,8 @@ ORDER_RULES: tuple[Rule[RunConfig], ...] = (
         "cache_reads_windows",
         lambda c: c.data.cache is not None and c.data.objective != "causal",
         lambda c: (
-            f"data.cache cannot serve data.objective={c.data.objective}, whose rows are planned over all pairs; set data.cache=null"
+            f"data.cache cannot serve data.objective={c.data.objective}, whose rows are planned over all pairs; set "
+            "data.cache=null"
         ),
     ),
     Rule(

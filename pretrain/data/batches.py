@@ -34,8 +34,9 @@ from pretrain.data.plan_segments import first_segment
 from pretrain.data.settings import DataSettings
 from pretrain.errors import ConfigError
 
-ORDERED_AT_ONCE = 1024
-"""Samples of a rank whose order is computed in one go."""
+ORDERED_AT_ONCE, MOST_STEPS_AHEAD = 4096, 128
+"""Samples of a rank whose order is computed in one go, and of how many steps they may be: walking the permutation back into its
+range takes some ten rounds of numpy calls, however many samples there are."""
 Memory = Literal["pageable", "pinned"]
 
 
@@ -199,7 +200,7 @@ class Batches:
 
     def _places(self, step: int) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
         """The first sample of this rank's part of each step, and what stands there."""
-        ahead = max(1, ORDERED_AT_ONCE // self._rows)
+        ahead = min(max(1, ORDERED_AT_ONCE // self._rows), MOST_STEPS_AHEAD)
         while True:
             mine = self._rank * self._rows
             firsts = [self._feed.segment.sample(step + at) + mine for at in range(ahead)]

@@ -106,7 +106,11 @@ class Plan:
 
     def ranges(self, starts: Sequence[int], count: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Sources and windows of several ranges of `count` positions, which ascend; cheaper than one call each."""
-        slots = [self.mixture.slots(start, count) for start in starts]
+        joined = starts[-1] - starts[0] == (len(starts) - 1) * count
+        slots = [
+            self.mixture.slots(start, width)
+            for start, width in ([(starts[0], len(starts) * count)] if joined else [(start, count) for start in starts])
+        ]
         sources, _, windows = self._samples(*(np.concatenate(part) for part in zip(*slots, strict=True)))
         parts = range(0, len(windows), count)
         return [(sources[at : at + count], windows[at : at + count]) for at in parts]

@@ -153,3 +153,32 @@ def test_seq2seq_on_plain_documents_is_refused(folder: Path) -> None:
     data = DataSettings(dir=str(folder), objective="seq2seq", sequence_length=8)
     with pytest.raises(DataError, match=r"data\.objective is seq2seq.*set data\.objective to causal"):
         build_objective(data, TokenShards.open(folder, "train"))
+
+
+def test_rows_of_several_sources_are_those_of_each_alone(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b")]
+    for number, folder in enumerate(folders):
+        write_folder(folder, counted_pairs(60, seed=number), [], kind="pairs", vocab_size=60_000)
+    data = DataSettings(dir="", objective="seq2seq", sequence_length=LENGTH, source_length=12)
+    streams = [TokenShards.open(folder, "train") for folder in folders]
+    both, alone = build_objective(data, *streams), [build_objective(data, stream) for stream in streams]
+    assert both.source_samples == tuple(part.num_samples for part in alone)
+    samples, sources = np.array([3, 0, 5, 5]), np.array([0, 1, 1, 0])
+    rows = Rows.empty(4, both.widths, LENGTH)
+    both.fill(samples, rows, sources)
+    for row, (sample, source) in enumerate(zip(samples, sources, strict=True)):
+        expected = Rows.empty(1, both.widths, LENGTH)
+        alone[source].fill(np.array([sample]), expected)
+        np.testing.assert_array_equal(rows.labels[row], expected.labels[0])
+        for name in both.widths:
+            np.testing.assert_array_equal(rows.fields[name][row], expected.fields[name][0])
+
+
+def test_windows_are_the_same_however_many_are_filled_at_once(folder: Path) -> None:
+    objective, _ = causal(folder)
+    together = filled(objective, np.arange(objective.num_samples))
+    objective._chunk = 3
+    apart = filled(objective, np.arange(objective.num_samples))
+    np.testing.assert_array_equal(together.labels, apart.labels)
+    for name in ("tokens", "positions", "documents"):
+        np.testing.assert_array_equal(together.fields[name], apart.fields[name])

@@ -20,6 +20,8 @@ from pretrain.data.manifest import read_manifest
 from pretrain.data.plan import Plan, build_plan, check_epochs
 from pretrain.data.plan_segments import PlanSegment, first_segment, segment_of
 from pretrain.errors import ConfigError, DataError
+from pretrain.order_rules import ORDER_RULES
+from pretrain.rules import broken_rules, raise_all
 
 if TYPE_CHECKING:
     from pretrain.data.feed import Feed
@@ -31,6 +33,7 @@ SHOWN_CHARACTERS = 240
 def mix(arguments: Namespace) -> None:
     """`pretrain data mix`."""
     config, console = load_config(arguments.config, arguments.overrides), Console(soft_wrap=True)
+    raise_all(ConfigError, broken_rules(ORDER_RULES, config))
     manifest = read_manifest(config.data.folder)
     plan = build_plan(config.data, manifest, config.run.seed, {})
     total = config.train.steps * config.global_batch_sequences

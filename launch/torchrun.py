@@ -27,7 +27,10 @@ from pretrain.checkpoint.format import (
 )
 from pretrain.config import RESOLVED_NAME, RunConfig, read_resolved, write_resolved
 from pretrain.data.folder_check import check_files, check_tokenizer
-from pretrain.data.token_shards import Manifest, read_manifest
+from pretrain.data.follow import wait_for_manifest
+from pretrain.data.plan import build_plan, check_epochs, check_weights
+from pretrain.data.token_shards import Manifest
+from pretrain.errors import DataError
 from pretrain.files import append_json_line, hash_bytes, read_json_lines
 from pretrain.guard.fault_file import read_faults
 from pretrain.metrics.facts import collect_facts, redact
@@ -63,6 +66,8 @@ class CheckedRun:
     """Resolved."""
     changes: list[str]
     """What it changes of an earlier launch."""
+    allowed: tuple[str, ...]
+    """Fields that it may change."""
     manifest: Manifest
     machine: Machine
 
@@ -119,10 +124,11 @@ def check(config: RunConfig, launch: Launch | None = None) -> CheckedRun:
     machine = this_machine()
     before = _before(config)
     early = check_before_data(config, launch, machine)
-    manifest = read_manifest(early.data.folder)
+    manifest = wait_for_manifest(early.data, print)
     vocab_size = early.model.vocab_size or manifest.vocab_size
     resolved = resolve(config, machine, launch.world, vocab_size=vocab_size, before=before)
     check_data(Prepared(resolved, manifest))
+    _check_order(resolved, manifest)
     if resolved.data.cache is None:
         check_files(resolved.data.folder, manifest)
     else:
@@ -130,7 +136,21 @@ def check(config: RunConfig, launch: Launch | None = None) -> CheckedRun:
     _check_checkpoint(resolved)
     changes = check_resume(before, resolved, launch.allow_change) if before else []
     check_disk(Disk(resolved, free_bytes(config.run_dir)))
-    return CheckedRun(resolved, changes, manifest, machine)
+    return CheckedRun(resolved, changes, launch.allow_change, manifest, machine)
+
+
+def _check_order(config: RunConfig, manifest: Manifest) -> None:
+    """Raises ConfigError for a blend that does not fit the sources, DataError for a source that is too small for it."""
+    check_weights(config.data, manifest)
+    if config.data.objective == "causal":  # how many rows pairs make is known when they are read
+        plan = build_plan(config.data, manifest, config.run.seed, {})
+        check_epochs(config.data, plan, config.train.steps * config.global_batch_sequences)
+    size, cache = int(manifest.splits["train"].column("file_bytes").sum()), config.data.cache
+    if cache is not None and config.data.order.method == "shuffle" and size > cache.gib * 2**30:
+        raise DataError(
+            f"data.cache.gib={cache.gib:g} is smaller than the {size / 2**30:.1f} GiB of training shards, and with "
+            "data.order.method=shuffle every step reads from all of them; set data.order.method=eras, or enlarge the cache"
+        )
 
 
 def check_before_data(config: RunConfig, launch: Launch, machine: Machine) -> RunConfig:
@@ -180,6 +200,7 @@ def register(checked: CheckedRun, nodes: Nodes) -> int:
         "ranks": layout.world_size,
         **facts,
         "changes": checked.changes,
+        "allowed": list(checked.allowed),
         "config_hash": hash_bytes((run_dir / RESOLVED_NAME).read_bytes()),
     }
     append_json_line(run_dir / ATTEMPTS_NAME, redact(row))

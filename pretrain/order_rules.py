@@ -123,5 +123,21 @@ ORDER_RULES: tuple[Rule[RunConfig], ...] = (
             "shares in data.order.weights"
         ),
     ),
+    Rule(
+        "cache_reads_windows",
+        lambda c: c.data.cache is not None and c.data.objective != "causal",
+        lambda c: (
+            f"data.cache cannot serve data.objective={c.data.objective}, whose rows are planned over all pairs; set "
+            "data.cache=null"
+        ),
+    ),
+    Rule(
+        "cache_reads_finished_data",
+        lambda c: c.data.cache is not None and c.data.manifest == "follow",
+        lambda c: (
+            "data.cache and data.manifest=follow do not go together: a run that follows a preparation reads its folder; set "
+            "data.cache=null, or data.manifest=finished"
+        ),
+    ),
 )
 """Rules of the order of samples."""

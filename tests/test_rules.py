@@ -261,6 +261,16 @@ CONFIG_CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["data.manifest=follow", "data.order.method=shuffle"],
         ["data.order.method=eras"],
     ),
+    "cache_reads_windows": (
+        [*SEQ2SEQ, "data.cache.dir=cache"],
+        ["data.cache", "data.objective=seq2seq"],
+        ["data.cache=null"],
+    ),
+    "cache_reads_finished_data": (
+        ["data.cache.dir=cache", "data.manifest=follow", "data.order.method=eras"],
+        ["data.cache", "data.manifest=follow"],
+        ["data.cache=null"],
+    ),
     "follow_needs_windows": (
         [*SEQ2SEQ, "data.manifest=follow", "data.order.method=eras"],
         ["data.manifest=follow", "data.objective=seq2seq"],

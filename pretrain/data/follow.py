@@ -17,7 +17,7 @@ from threading import Event
 
 import numpy as np
 
-from pretrain.data.manifest import Manifest, ShardRecord, SplitRecord, read_manifest
+from pretrain.data.manifest import MANIFEST_NAME, Manifest, ShardRecord, SplitRecord, read_manifest
 from pretrain.data.settings import DataSettings
 from pretrain.errors import DataError
 
@@ -47,6 +47,20 @@ def open_manifest(data: DataSettings) -> Manifest:
             "or train while it runs: data.manifest=follow with data.order.method=eras"
         )
     return manifest
+
+
+def wait_for_manifest(
+    data: DataSettings, tell: Callable[[str], None], *, sleep: Callable[[float], None] = time.sleep
+) -> Manifest:
+    """The manifest of a folder that preparation may just have begun with. Raises DataError where none is at work."""
+    polls, dead = 0, 0
+    while data.manifest == "follow" and dead < DEAD_POLLS and not (data.folder / MANIFEST_NAME).exists():
+        dead = dead + 1 if not _is_locked(data.folder) else 0
+        polls += 1
+        if polls % round(TELL_S / POLL_S) == DEAD_POLLS:
+            tell(f"waiting for the first shards of {data.folder}")
+        sleep(POLL_S)
+    return open_manifest(data)
 
 
 def wait_for_growth(

@@ -190,7 +190,7 @@ def build_plan(
         if not manifest.complete and era is not None:
             count = count // era * era
         sources.append(PlanSource(name, record, count, manifest.complete))
-    _check_weights(data, manifest)
+    check_weights(data, manifest)
     stages = _stages(data, sources)
     _check_sizes(data, sources, stages)
     by_size = data.order.weights is None and not data.order.stages
@@ -218,7 +218,7 @@ def _blends(order: OrderSettings) -> list[tuple[str, Mapping[str, float]]]:
     return [] if order.weights is None else [("data.order.weights", order.weights)]
 
 
-def _check_weights(data: DataSettings, manifest: Manifest) -> None:
+def check_weights(data: DataSettings, manifest: Manifest) -> None:
     """Raises ConfigError for names that are no source, for sources without a weight, and where a blend is missing."""
     blends, sources = _blends(data.order), manifest.sources
     for place, weights in blends:

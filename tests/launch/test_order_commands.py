@@ -53,7 +53,9 @@ def test_mix_tells_what_each_stage_takes_of_each_source(folder: Path, command: C
     assert [row[2:4] for row in rows] == [["60", "75.00%"], ["20", "25.00%"], ["20", "25.00%"], ["60", "75.00%"]]
 
 
-def test_mix_refuses_weights_of_no_source(folder: Path, command: Command) -> None:
+def test_mix_refuses_weights_that_do_not_add_up_and_those_of_no_source(folder: Path, command: Command) -> None:
+    code, _, error = command("data", "mix", "quickstart", *settings(folder, "data.order.weights={a: 0.5, b: 0.4}"))
+    assert code == 2 and "data.order.weights sum to 0.9" in error
     code, _, error = command("data", "mix", "quickstart", *settings(folder, "data.order.weights={a: 0.5, c: 0.5}"))
     assert code == 2 and "data.order.weights.c" in error and "a, b" in error
 

@@ -112,7 +112,7 @@ class TextTask:
 
     def texts(self) -> list[str]:
         """Their texts, as they are kept. Raises DataError where files changed since they were scanned."""
-        found = list(texts_of(self.scan.files, self.scan.corpus, self.scan.prepare, self.wanted))
+        found = list(texts_of(self.scan, self.wanted))
         if len(found) != int(self.wanted.sum()):
             raise DataError(
                 f"{self} changed while it was being prepared; run `pretrain prepare` again once it is at rest"

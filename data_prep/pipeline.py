@@ -44,7 +44,7 @@ from data_prep.ray_tasks import RayTasks
 from data_prep.report import PrepareReport
 from data_prep.scan import ScanTask, scan_and_keep
 from data_prep.shard import ShardResult, ShardTask, shard_and_keep
-from data_prep.sieve import sieve_of
+from data_prep.sieve import Sieve
 from data_prep.tokenize import read_tokenizer, special_tokens, token_byte_lengths, vocabulary_size
 from data_prep.training_texts import trained_tokenizer
 from pretrain.config import RunConfig
@@ -155,7 +155,7 @@ class _Preparation:
         self.folder, self.corpus_folder, self.prepare = folder.resolve(), corpus_folder, prepare
         self.executor, self.phases = executor, phases
         self.ledger = Ledger(self.folder / RECORDS_NAME)
-        self.sieve = sieve_of(prepare).identity
+        self.sieve = Sieve(prepare).identity
 
     def run(self) -> tuple[Manifest, int]:
         """All steps; returns the manifest, and how many ranges an earlier run had finished."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.folder import QUARANTINE_NAME
+from data_prep.folder import CLEANING_NAME, QUARANTINE_NAME
 from pretrain.data.token_shards import SPLITS, Manifest
 
 
@@ -49,7 +49,7 @@ class PrepareReport:
             head,
             f"  {sum(self.documents.values()):,} documents, {self.text_bytes / 1e6:.1f} MB of text in {self.seconds:.1f} s "
             f"({rate:.1f} MB/s, {self.backend})",
-            f"  left out: {', '.join(self._left_out())}",
+            f"  left out: {', '.join(self._left_out())}; shown in {CLEANING_NAME}",
         ]
         if self.tasks_skipped:
             lines.append(f"  {self.tasks_skipped:,} ranges were finished before")

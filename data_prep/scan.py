@@ -101,9 +101,10 @@ def signing(prepare: PrepareSettings) -> list[Any] | None:
     return [SIGNATURE_VERSION, dedup.shingle_words, dedup.permutations] if dedup.method == "minhash" else None
 
 
-def scan_range(files: FileRange, corpus: CorpusSettings, prepare: PrepareSettings) -> Scan:
+def scan_range(task: ScanTask) -> Scan:
     """Hashes the documents of a range that pass cleaning, and counts the others."""
-    sieve, counts, content = sieve_of(prepare), Counts(), ContentHash()
+    files, corpus, prepare = task.files, task.corpus, task.prepare
+    sieve, counts, content = sieve_of(prepare, task.sieve), Counts(), ContentHash()
     passed: list[bool] = []
     digests: list[bytes] = []
     sizes: list[int] = []
@@ -137,6 +138,6 @@ def keys_of(read: Read) -> list[bytes]:
 
 def scan_and_keep(task: ScanTask) -> int:
     """Scans a range and keeps the result; returns the number of documents."""
-    scan = scan_range(task.files, task.corpus, task.prepare)
+    scan = scan_range(task)
     scan.keep(Ledger(task.records), task.key)
     return len(scan.passed)

@@ -19,7 +19,7 @@ from data_prep.counts import Counts
 from data_prep.dedup import DROPPED, TRAIN, VALIDATION, as_keys
 from data_prep.items import FileRange
 from data_prep.ledger import Ledger, Record
-from data_prep.scan import described, keys_of
+from data_prep.scan import ScanTask, described, keys_of
 from data_prep.shard_writer import ShardWriter, Target
 from data_prep.sieve import ContentHash, Read, batches, sieve_of
 from data_prep.tokenize import Encoder
@@ -186,7 +186,7 @@ def _judge_by_the_first_pass(
     task: ShardTask, content: ContentHash, counts: Counts
 ) -> Iterator[tuple[Split, Sequence[Read]]]:
     assert task.judged is not None
-    sieve, fates, at = sieve_of(task.prepare), task.judged.fates, 0
+    sieve, fates, at = sieve_of(task.prepare, task.sieve), task.judged.fates, 0
     for batch in batches(task.files, task.corpus, task.prepare, counts):
         here = fates[at : at + len(batch)]
         at += len(batch)
@@ -201,7 +201,7 @@ def _judge_by_the_first_pass(
 
 
 def _judge_as_it_comes(task: ShardTask, content: ContentHash, counts: Counts) -> Iterator[tuple[Split, Sequence[Read]]]:
-    sieve, fraction = sieve_of(task.prepare), task.prepare.validation_fraction
+    sieve, fraction = sieve_of(task.prepare, task.sieve), task.prepare.validation_fraction
     for batch in batches(task.files, task.corpus, task.prepare, counts):
         for read in batch:
             content.add(read)
@@ -260,10 +260,10 @@ def _changed(task: ShardTask) -> DataError:
     )
 
 
-def texts_of(files: FileRange, corpus: CorpusSettings, prepare: PrepareSettings, wanted: np.ndarray) -> Iterator[str]:
+def texts_of(task: ScanTask, wanted: np.ndarray) -> Iterator[str]:
     """Texts (both sides of pairs), as they are kept, of the documents of a range that are wanted, (N,) bool."""
-    sieve, at = sieve_of(prepare), 0
-    for batch in batches(files, corpus, prepare, Counts()):
+    sieve, at = sieve_of(task.prepare, task.sieve), 0
+    for batch in batches(task.files, task.corpus, task.prepare, Counts()):
         chosen = [batch[place] for place in np.flatnonzero(wanted[at : at + len(batch)]).tolist()]
         for read in sieve.edit(chosen):
             yield from read.document.sides

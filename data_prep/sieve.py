@@ -17,6 +17,7 @@ from data_prep.items import EMPTY, BadDocument, Document, Dropped, FileRange
 from data_prep.read import read_range
 from pretrain.data.corpus_settings import CorpusSettings
 from pretrain.data.prepare_settings import PrepareSettings
+from pretrain.errors import DataError
 
 BATCH_CHARACTERS = 1 << 20
 """Text that is cleaned, signed and tokenized at once."""
@@ -143,11 +144,24 @@ def batches(files: FileRange, corpus: CorpusSettings, prepare: PrepareSettings, 
         yield batch
 
 
-@lru_cache(maxsize=2)
-def _sieve(settings: str) -> Sieve:
-    return Sieve(PrepareSettings.model_validate_json(settings))
+@lru_cache(maxsize=1)
+def _sieve(settings: str, identity: str) -> Sieve:
+    sieve = Sieve(PrepareSettings.model_validate_json(settings))
+    if sieve.identity != identity:
+        raise DataError(
+            "an eval file or a list of words changed while it was being used to clean; run `pretrain prepare` again once it "
+            "is at rest"
+        )
+    return sieve
 
 
-def sieve_of(prepare: PrepareSettings) -> Sieve:
-    """The sieve of this process; it is built once, for models and eval files take longer to load than a range to clean."""
-    return _sieve(prepare.model_dump_json())
+def sieve_of(prepare: PrepareSettings, identity: str) -> Sieve:
+    """The sieve of this process; it is built once, for models and eval files take longer to load than a range to clean.
+
+    Args:
+        prepare: the settings.
+        identity: of the sieve that is meant.
+
+    Raises DataError where the files that it reads are not those of the identity any more.
+    """
+    return _sieve(prepare.model_dump_json(), identity)

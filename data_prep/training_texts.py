@@ -49,4 +49,4 @@ def _texts(survey: Survey, prepare: PrepareSettings, ledger: Ledger) -> Iterator
     for place, (task, scan) in zip(chosen, scans((survey.tasks[at] for at in chosen), ledger), strict=True):
         wanted = survey.judged(place).fates == TRAIN
         wanted[scan.passed] &= scan.keys[:, 0]["low"] <= limit
-        yield from texts_of(task.files, task.corpus, prepare, wanted)
+        yield from texts_of(task, wanted)

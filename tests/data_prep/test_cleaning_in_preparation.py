@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from data_prep.report import PrepareReport
+from data_prep.sieve import Sieve, sieve_of
 from pretrain.data.token_shards import TokenShards, read_manifest
 from pretrain.data.tokenizer import load_tokenizer
+from pretrain.errors import DataError
 from tests.data_prep.corpora import WORDS, data_settings, output, run, sentence, text, write_texts
 
 EVAL = " ".join(WORDS[at] for at in range(40, 70))
@@ -110,3 +112,17 @@ def test_one_pass_cleans_as_two_do(corpus: Path, prepared: tuple[Path, PrepareRe
     assert once == twice
     pages = [(tmp_path / name / "cleaning.html").read_text() for name in ("once", "twice")]
     assert "Gopher, repetition" in pages[0] and "Eval files" in pages[0]
+
+
+def test_an_eval_file_that_changes_makes_the_folder_anew_or_stops_it(corpus: Path, tmp_path: Path) -> None:
+    evals = tmp_path / "evals.txt"
+    evals.write_text(EVAL + "\n")
+    data = settings(tmp_path / "data", corpus, decontamination={"paths": [str(evals)]})
+    assert data.prepare is not None
+    before = Sieve(data.prepare).identity
+    assert sieve_of(data.prepare, before).identity == before
+    evals.write_text(" ".join(text(7).split()[:40]) + "\n")
+    report = run(data)
+    assert report.corpus["dropped"]["shares text with an eval file"] == 1 and text(7) not in texts(tmp_path / "data")
+    with pytest.raises(DataError, match="changed while it was being used to clean"):
+        sieve_of(data.prepare, before)

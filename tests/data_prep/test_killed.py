@@ -119,7 +119,7 @@ class Slowly:
         import time
 
         result = self.function(task)
-        time.sleep(0.3)
+        time.sleep(0.5)
         return result
 
 
@@ -130,7 +130,8 @@ def test_a_killed_head_is_told_and_the_next_run_makes_what_is_missing(
     done = subprocess.run(
         [sys.executable, "-c", HEAD_KILLED, str(folder), str(corpus)], cwd=ROOT, capture_output=True, text=True
     )
-    assert "the head of the Ray cluster at 127.0.0.1 is gone" in done.stdout, done.stderr[-2000:]
+    # Which part of Ray notices first is a matter of luck: this process, or the node.
+    assert "Ray" in done.stdout and "finished tasks are kept: run it again" in done.stdout, done.stderr[-2000:]
     assert not read_manifest(folder).complete
     report = run(data_settings(folder, corpus, task_bytes=4000))
     assert report.tasks_skipped >= 1

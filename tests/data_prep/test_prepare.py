@@ -17,6 +17,7 @@ from data_prep.pipeline import prepare_tokenizer
 from data_prep.ranges import plan_sources
 from data_prep.ray_tasks import RayTasks
 from data_prep.shard import Judged, ShardTask, shard_and_keep
+from data_prep.sieve import Sieve
 from pretrain.data.batches import training_batches
 from pretrain.data.token_shards import TokenShards, read_manifest, read_token_bytes
 from pretrain.data.tokenizer import load_tokenizer
@@ -302,7 +303,15 @@ def test_a_file_that_changes_under_way_is_refused(corpus: Path, prepared: Path, 
     folder.mkdir()
     shutil.copy(prepared / "tokenizer.json", folder)
     task = ShardTask(
-        files, data.prepare.sources["main"], data.prepare, "", judged, folder, "11" * 16, "22" * 16, folder / "records"
+        files,
+        data.prepare.sources["main"],
+        data.prepare,
+        Sieve(data.prepare).identity,
+        judged,
+        folder,
+        "11" * 16,
+        "22" * 16,
+        folder / "records",
     )
     with pytest.raises(DataError, match=r"000\.txt .* changed while it was being prepared"):
         shard_and_keep(task)

@@ -101,6 +101,7 @@ class Gigatoken:
         """As Engine."""
         self._characters += sum(map(len, texts))
         if self._characters > RENEWED_AFTER:
+            del self._tokenizer  # two are never held
             self._tokenizer, self._characters = self._make(), 0
         encode = self._tokenizer.encode  # on the calling thread; np.asarray takes numpy and awkward arrays
         return [np.asarray(encode(text), dtype=np.uint32) for text in texts]

@@ -51,6 +51,16 @@ def _shown(value: str | None) -> str:
     return "null" if value is None else value
 
 
+def _steps(prepare: PrepareSettings) -> list[str]:
+    """Steps that are made for documents, by their fields."""
+    cleaning = [f"cleaning.{name}" for name in type(prepare.cleaning).model_fields if getattr(prepare.cleaning, name)]
+    return cleaning + (["dedup.method"] if prepare.dedup.method == "minhash" else [])
+
+
+def _off(field: str) -> str:
+    return "exact" if field == "dedup.method" else "null"
+
+
 def _wrong_kind(preparation: Preparation, corpus: CorpusSettings) -> bool:
     return (corpus.kind == "pairs") != (preparation.data.objective == "seq2seq")
 
@@ -129,6 +139,14 @@ PREPARE_RULES: tuple[Rule[Preparation], ...] = (
             f"data.prepare.dedup.bands={p.prepare.dedup.bands} x .rows_per_band={p.prepare.dedup.rows_per_band} need "
             f"{p.prepare.dedup.slots_in_bands} slots, but data.prepare.dedup.permutations={p.prepare.dedup.permutations}; at "
             f"most {p.prepare.dedup.permutations // p.prepare.dedup.rows_per_band} bands fit"
+        ),
+    ),
+    Rule(
+        "cleaning_is_of_text",
+        lambda p: bool(p.prepare.sources) and p.prepare.kind == "pairs" and bool(_steps(p.prepare)),
+        lambda p: (
+            f"data.prepare.{_steps(p.prepare)[0]} works on documents, but the corpus gives pairs, which have rules of their own; "
+            f"set data.prepare.{_steps(p.prepare)[0]}={_off(_steps(p.prepare)[0])}"
         ),
     ),
     Rule(

@@ -343,6 +343,16 @@ PREPARE_CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["data.prepare.corpus.source_field=en", ".target_field=null"],
         ["data.prepare.corpus.target_field=de"],
     ),
+    "cleaning_is_of_text": (
+        [
+            *SEQ2SEQ,
+            f"{CORPUS}=message_catalogues",
+            "data.prepare.corpus.packages=[a]",
+            "data.prepare.dedup.method=minhash",
+        ],
+        ["data.prepare.dedup.method", "the corpus gives pairs"],
+        ["data.prepare.dedup.method=exact"],
+    ),
     "bands_fit_the_signature": (
         [f"{CORPUS}=standard_library", "data.prepare.dedup.bands=32"],
         ["data.prepare.dedup.bands=32", "need 192 slots", "at most 21 bands"],

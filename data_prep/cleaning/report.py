@@ -77,7 +77,7 @@ def render(tally: Tally, extra_sections: Sequence[Section] = ()) -> str:
 
 def _lead(steps: Sequence[StepTally]) -> Content:
     if not steps:
-        return "No cleaning step was asked for: every document was kept as it was."
+        return "No cleaning step was asked for."
     first, last = steps[0], steps[-1]
     return join(
         [

@@ -1,6 +1,7 @@
 """What a preparation did, for people and for programs."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -67,7 +68,10 @@ class PrepareReport:
         left_out = [f"{corpus['duplicates']:,} duplicates"]
         if "near_duplicates" in corpus:
             left_out.append(f"{corpus['near_duplicates']:,} near-duplicates")
-        left_out += [f"{count:,} {reason}" for reason, count in corpus["dropped"].items()]
+        by_step = Counter[str]()
+        for reason, count in corpus["dropped"].items():
+            by_step[reason.split(": ")[0]] += count  # the rules of a step are in the page
+        left_out += [f"{count:,} {step}" for step, count in by_step.items()]
         left_out.append(f"{bad:,} bad" + (f" (listed in {QUARANTINE_NAME})" if bad else ""))
         return left_out
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from data_prep.cleaning import c4, fineweb, gopher, language, personal_data
 from data_prep.cleaning.rule import Rule
 from data_prep.cleaning.tally import RuleTally, StepTally, Tally
+from pretrain.data.cleaning_settings import CleaningSettings
 from pretrain.files import write_atomically
 from pretrain.html import Content, Fragment, Section, Tile, bars, code, element, fold, join, page, table, tiles
 
@@ -62,7 +63,8 @@ def write_report(path: Path, tally: Tally, extra_sections: Sequence[Section] = (
 
 def render(tally: Tally, extra_sections: Sequence[Section] = ()) -> str:
     """The page."""
-    steps = list(tally.steps.items())
+    # A ledger may have sorted them by name.
+    steps = sorted(tally.steps.items(), key=lambda item: list(CleaningSettings.model_fields).index(item[0]))
     sections = [Section("What went through", _flow(steps), "Documents and text after each step.")] if steps else []
     sections += [_step(name, step) for name, step in steps]
     return page(

@@ -1,5 +1,6 @@
 """The page of a cleaning: everything counted is on it, hostile text is text, equal tallies are equal bytes."""
 
+import json
 from pathlib import Path
 
 from data_prep.cleaning.chain import Chain
@@ -60,3 +61,13 @@ def test_sections_of_other_steps_follow_and_an_empty_chain_has_a_page() -> None:
     parsed(page)
     assert "No cleaning step was asked for" in page and "Duplicates" in page
     assert "0 of 0 documents" in render(tally_of([])) or "No cleaning step" in render(tally_of([]))
+
+
+def test_steps_stand_in_their_order_also_when_a_ledger_sorted_them() -> None:
+    tally = Tally()
+    for name, came, went in (("language", 10, 5), ("gopher_quality", 5, 2)):
+        step = tally.step(name)
+        step.documents_in, step.documents_out, step.bytes_in, step.bytes_out = came, went, 100 * came, 100 * went
+    kept = Tally.from_dict(json.loads(json.dumps(tally.to_dict(), sort_keys=True)))
+    assert list(kept.steps) != list(tally.steps)
+    assert render(kept) == render(tally) and "2 of 10 documents" in render(kept)

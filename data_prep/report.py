@@ -53,7 +53,7 @@ class PrepareReport:
             f"  left out: {', '.join(self._left_out())}; shown in {CLEANING_NAME}",
         ]
         if self.tasks_skipped:
-            lines.append(f"  {self.tasks_skipped:,} ranges were finished before")
+            lines.append(f"  finished before: {self.tasks_skipped:,} ranges")
         if self.deaths:
             lines.append(f"  worker processes died {self.deaths} times and were replaced; their tasks were run again")
         if len(self.sources) > 1:

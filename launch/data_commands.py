@@ -63,7 +63,8 @@ def verify(arguments: Namespace) -> None:
         shown = [*damage[:SHOWN_DAMAGE], *([f"and {len(damage) - SHOWN_DAMAGE} more"] if damage[SHOWN_DAMAGE:] else [])]
         raise CheckFailed("\n  ".join([f"{folder}: {len(damage)} of its files are damaged or missing:", *shown]))
     state = "" if manifest.complete else "; it is still growing"
-    console.print(f"{folder}: {shards:,} shards, {total / 1e6:,.1f} MB, every block matches its checksum{state}")
+    tokens = sum(manifest.splits[split].tokens for split in SPLITS)
+    console.print(f"{folder}: {shards:,} shards, {tokens:,} tokens, every block matches its checksum{state}")
 
 
 def import_files(arguments: Namespace) -> None:

@@ -82,13 +82,10 @@ def trace(arguments: Namespace) -> None:
     config = read_resolved(run_dir)
     if step > config.train.steps:
         raise ConfigError(f"--step {step}: the run has {config.train.steps:,} steps (train.steps)")
-    from pretrain.data.feed import Feed
     from pretrain.data.trace import trace_samples
 
-    feed = Feed(config.data, config.run.seed)
     state = _state(run_dir)
-    segment = _segment(feed, config, state, step)
-    feed.enter(segment)
+    feed, segment = _segment(config, state, step)
     samples = list(trace_samples(feed, segment.sample(step - 1), segment.global_batch_sequences))
     if arguments.form == "json":
         for sample in samples:
@@ -112,12 +109,19 @@ def _state(run_dir: Path) -> RunState | None:
     return None if newest is None else read_metadata(newest, read_marker(newest)).state
 
 
-def _segment(feed: "Feed", config: RunConfig, state: RunState | None, step: int) -> PlanSegment:
-    """The segment of a step; the data must be those that it read. Raises DataError where they are others."""
-    fresh = first_segment(feed.plan, config.global_batch_sequences)
-    segments = state.segments if state is not None and state.segments else (fresh,)
-    segment = segment_of(segments, step - 1)
-    feed.enter(segment)
+def _segment(config: RunConfig, state: RunState | None, step: int) -> "tuple[Feed, PlanSegment]":
+    """The segment of a step, and a feed in it; the data must be those that it read. Raises DataError where they are others."""
+    from pretrain.data.feed import Feed
+
+    if state is None or not state.segments:
+        feed = Feed(config.data, config.run.seed)
+        segments = (first_segment(feed.plan, config.global_batch_sequences),)
+        segment = segments[0]
+    else:
+        segments, segment = state.segments, segment_of(state.segments, step - 1)
+        length = segment.facts["sequence_length"]
+        feed = Feed(config.data.model_copy(update={"sequence_length": length}), segment.facts["seed"])
+    feed.recall(segment)
     if state is not None and segment is segments[-1]:
         same = feed.hash_at(state.next_sample) == state.plan_hash
     else:
@@ -125,10 +129,10 @@ def _segment(feed: "Feed", config: RunConfig, state: RunState | None, step: int)
     if not same:
         at = f"from step {segment.first_step + 1:,} on" if len(segments) > 1 else "when it began"
         raise DataError(
-            f"{config.data.dir}: its shards or the settings of their order are not those that the run read {at}; "
+            f"{config.data.dir}: its shards are not those that the run read {at}; "
             "put them back to trace a step of that time"
         )
-    return segment
+    return feed, segment
 
 
 def _show(samples: "Sequence[TracedSample]", feed: "Feed", form: str, console: Console) -> None:

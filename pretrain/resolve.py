@@ -19,6 +19,7 @@ FAST_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 FREE_TO_CHANGE = (
     *("layout", "logging", "evaluation", "samples", "checkpoint", "run.dir"),
+    *("data.manifest", "data.cache", "data.prefetch", "data.verify"),
     *("train.recompute", "train.loss_tile_tokens", "train.feed_forward_tile_tokens", "train.determinism"),
 )
 """What a resumed run may change unasked: nothing of it reaches the losses (docs: decisions, resume with a changed config)."""

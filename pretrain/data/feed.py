@@ -101,6 +101,14 @@ class Feed:
         self._state = _State(state.manifest, state.streams, state.objective, self._placed(state.plan))
         return self
 
+    def recall(self, segment: PlanSegment) -> "Feed":
+        """Reads as in an earlier segment of the run, which may have had another blend, order or seed."""
+        self.enter(segment)
+        state = self._state
+        plan = state.plan.as_of(segment.facts).from_origin(segment.origin)
+        self._state = _State(state.manifest, state.streams, state.objective, plan)
+        return self
+
     def await_position(self, stop: int, cancelled: Event) -> None:
         """Waits until the plan knows all positions below `stop`. Raises DataError, Waiting."""
         while (name := self.plan.missing(stop)) is not None:

@@ -26,6 +26,8 @@ LOCK_NAME = ".lock"
 POLL_S = 1.0
 TELL_S = 30.0
 """Between two looks at the folder, and between two lines on the same wait; the first comes with the wait's fifth look."""
+BEGIN_POLLS = 60
+"""Looks before a folder that nobody has begun with is given up: the preparation may just be starting."""
 DEAD_POLLS = 5
 """Looks in a row that must find the lock free: a preparation that is started again holds none for a moment."""
 
@@ -54,7 +56,7 @@ def wait_for_manifest(
 ) -> Manifest:
     """The manifest of a folder that preparation may just have begun with. Raises DataError where none is at work."""
     polls, dead = 0, 0
-    while data.manifest == "follow" and dead < DEAD_POLLS and not (data.folder / MANIFEST_NAME).exists():
+    while data.manifest == "follow" and dead < BEGIN_POLLS and not (data.folder / MANIFEST_NAME).exists():
         dead = dead + 1 if not _is_locked(data.folder) else 0
         polls += 1
         if polls % round(TELL_S / POLL_S) == DEAD_POLLS:

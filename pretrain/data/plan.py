@@ -152,6 +152,12 @@ class Plan:
             hashes = hashes[: int(np.searchsorted(starts, tokens))] if len(hashes) else hashes
         return hash_bytes(np.ascontiguousarray(hashes).tobytes())
 
+    def as_of(self, facts: Mapping[str, Any]) -> "Plan":
+        """The plan that these facts describe, over the same shards and windows of the same length."""
+        blend = facts["stages"]
+        stages = _by_size(self.sources) if blend is None else tuple(Stage(n, tuple(weights)) for n, weights in blend)
+        return replace(self, stages=stages, era=facts["era"], seed=facts["seed"], facts=facts)
+
     def from_origin(self, origin: Origin) -> "Plan":
         """The plan as it goes on from another one."""
         return replace(self, origin=origin)
@@ -254,6 +260,10 @@ def _stages(data: DataSettings, sources: Sequence[PlanSource]) -> tuple[Stage, .
         return tuple(stages)
     if data.order.weights is not None:
         return (Stage(None, integer_weights([data.order.weights.get(name, 0.0) for name in names])),)
+    return _by_size(sources)
+
+
+def _by_size(sources: Sequence[PlanSource]) -> tuple[Stage, ...]:
     if len(sources) == 1:
         return (Stage(None, (1,)),)
     sizes = tuple(source.samples for source in sources)
@@ -282,7 +292,7 @@ def check_epochs(data: DataSettings, plan: Plan, total: int) -> tuple[str, ...]:
     for name, epochs in plan.epochs(total).items():
         size = next(source.samples for source in plan.sources if source.name == name)
         count = plan.counts(total)[name]
-        figures = f"source {name} has {size:,} samples and is asked for {count:,}: {epochs:.2f} epochs"
+        figures = f"source {name} has {size:,} samples and is asked for {count:,}: {epochs:.3g} epochs"
         if data.order.max_epochs is not None and epochs > data.order.max_epochs:
             raise DataError(
                 f"{data.dir}: {figures}, but data.order.max_epochs={data.order.max_epochs:g}; lower its weight to "

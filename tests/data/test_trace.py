@@ -1,5 +1,6 @@
 """What `trace` says was in a step is what the batches of that step held."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 
 from pretrain.data.feed import Feed
+from pretrain.data.manifest import SPLITS, SplitRecord, write_manifest
 from pretrain.data.objectives import Rows
-from pretrain.data.plan_segments import first_segment
+from pretrain.data.plan_segments import PlanSegment, first_segment
 from pretrain.data.settings import DataSettings
 from pretrain.data.trace import trace_samples
 from tests.data.folders import counted_pairs, text_documents, write_folder
@@ -56,3 +58,24 @@ def test_the_traced_pairs_of_a_row_are_its_pairs(tmp_path: Path) -> None:
         firsts = [rows.fields["source_tokens"][row][numbers == at][0] for at in range(int(numbers.max()) + 1)]
         stored = [feed.streams[0].read(part.start, part.start + 1)[0] for part in traced.documents]
         assert stored == firsts
+
+
+def test_a_segment_under_another_blend_order_and_seed_is_recalled(tmp_path: Path) -> None:
+    whole = write_folder(tmp_path, text_documents(60, 1), text_documents(4, 2))
+    splits = {
+        split: SplitRecord.of(
+            [replace(shard, source="ab"[at % 2]) for at, shard in enumerate(whole.splits[split].shards)]
+        )
+        for split in SPLITS
+    }
+    write_manifest(tmp_path, replace(whole, sources=("a", "b"), splits=splits))
+    first = {"weights": {"a": 0.8, "b": 0.2}, "method": "eras", "era_tokens": 100}
+    before = feed_of(tmp_path, order=first)
+    kept = PlanSegment.model_validate_json(before.segment.model_dump_json())
+    data = DataSettings.model_validate({"dir": str(tmp_path), "sequence_length": 16})
+    later = Feed(data, seed=99).recall(kept)
+    assert list(trace_samples(later, 0, 40)) == list(trace_samples(before, 0, 40))
+    assert later.hash_at(0) == kept.plan_hash
+    by_size = feed_of(tmp_path)
+    recalled = feed_of(tmp_path, order=first).recall(by_size.segment)
+    assert list(trace_samples(recalled, 5, 20)) == list(trace_samples(by_size, 5, 20))

@@ -4,7 +4,7 @@ The steps of the cleaning chain have sections of their own (`data_prep.cleaning.
 equal documents, near-duplicates, eval files. The page depends on the corpus and the settings alone, not on who did the work.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data_prep.cleaning.report import write_report
@@ -26,11 +26,18 @@ def write_cleaning_page(folder: Path, counts: Mapping[str, Counts], survey: Surv
     Raises StorageError.
     """
     total = Counts.sum(counts.values())
-    write_report(folder / CLEANING_NAME, total.tally, list(_sections(counts, total, survey)))
+    fates = [_fates(name, part, survey) for name, part in counts.items()]
+    read, kept = sum(row[0] for row in fates), sum(row[-1] for row in fates)
+    write_report(
+        folder / CLEANING_NAME,
+        total.tally,
+        list(_sections(total, survey)),
+        first_sections=[_sources(dict(zip(counts, fates, strict=True)), total)],
+        lead=join([element("strong", f"{kept:,} of {read:,} documents"), f" ({kept / max(read, 1):.1%}) are kept."]),
+    )
 
 
-def _sections(counts: Mapping[str, Counts], total: Counts, survey: Survey | None) -> Iterator[Section]:
-    yield _sources(counts, survey)
+def _sections(total: Counts, survey: Survey | None) -> Iterator[Section]:
     if survey is not None:
         yield Section(
             "Equal documents",
@@ -46,21 +53,33 @@ def _sections(counts: Mapping[str, Counts], total: Counts, survey: Survey | None
         yield _bad(total)
 
 
-def _sources(counts: Mapping[str, Counts], survey: Survey | None) -> Section:
-    rows: list[list[Content]] = []
-    for name, part in counts.items():
-        equal = survey.duplicates[name] if survey else 0
-        near = survey.near_duplicates.get(name, 0) if survey else 0
-        kept = part.passed - equal - near
-        shown = (part.documents, part.bad_documents, part.documents - part.passed, equal, near, kept)
-        rows.append([name, *(f"{count:,}" for count in shown)])
-    headings = ["source", "documents read", "bad", "cleaned away", "equal", "near-duplicates", "kept"]
-    reasons = sorted(Counts.sum(counts.values()).dropped.items(), key=lambda reason: (-reason[1], reason[0]))
+FATES = ("read", "bad", "empty or unfit", "cleaned away", "eval text", "equal", "near-duplicates", "kept")
+"""What becomes of the documents of a source: the first number is the sum of the others."""
+
+
+def _fates(name: str, part: Counts, survey: Survey | None) -> tuple[int, ...]:
+    eval_text = part.dropped.get(CONTAMINATED, 0)
+    cleaned = part.documents - part.passed - eval_text
+    unfit = sum(part.dropped.values()) - cleaned - eval_text
+    equal = survey.duplicates[name] if survey else 0
+    near = survey.near_duplicates.get(name, 0) if survey else 0
+    read = part.documents + part.bad_documents + unfit
+    return (read, part.bad_documents, unfit, cleaned, eval_text, equal, near, part.passed - equal - near)
+
+
+def _sources(fates: Mapping[str, Sequence[int]], total: Counts) -> Section:
+    rows: list[list[Content]] = [[name, *(f"{count:,}" for count in counts)] for name, counts in fates.items()]
+    headings = ["source", *FATES]
+    reasons = sorted(total.dropped.items(), key=lambda reason: (-reason[1], reason[0]))
     why = (
         table(["reason", "documents"], [[reason, f"{count:,}"] for reason, count in reasons], [1]) if reasons else None
     )
     body = join([table(headings, rows, range(1, len(headings))), element("div", why, class_="rules") if why else None])
-    return Section("Sources", body, "Bad: could not be read as a document.")
+    return Section(
+        "Sources",
+        body,
+        "Bad: could not be read. Eval text: shares words with an eval file. The first number is the sum of the others.",
+    )
 
 
 def _near_duplicates(twins: NearDuplicates) -> Section:

@@ -11,7 +11,7 @@ cleaning.html    what was read and left out, for people
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from pretrain.files import hash_file, path_within, sync_folder, told_as_storage_
 from pretrain.settings import leaves
 
 SETTINGS_NAME, RECORDS_NAME, CORPUS_NAME, LOCK_NAME = "prepare.json", "records", "corpus", ".lock"
+SIEVE = "cleaned_by"
+"""In the manifest: identity of all that documents were held against."""
 QUARANTINE_NAME, CLEANING_NAME = "quarantine.jsonl", "cleaning.html"
 WITHOUT_EFFECT = {"bad_document_limit", *(f"tokenizer.{name}" for name in ENGINE_CHOICE)}
 """Settings that change whether preparation stops, not what it makes."""
@@ -57,6 +59,7 @@ def finished_manifest(data: DataSettings) -> Manifest | None:
     complete = not missing and hash_file(folder / TOKENIZER_NAME) == manifest.tokenizer_hash
     shards = (shard for split in SPLITS for shard in manifest.splits[split].shards)
     if complete and all((folder / shard.file).stat().st_size == shard.file_bytes for shard in shards):
+        _refuse_other_files(data, manifest)
         return manifest
     if data.prepare is None:
         raise DataError(
@@ -97,6 +100,23 @@ def _refuse_other_settings(data: DataSettings) -> None:
         )
 
 
+def _refuse_other_files(data: DataSettings, manifest: Manifest) -> None:
+    """Raises DataError where the files that documents were held against say something else by now."""
+    prepare = data.prepare
+    named = prepare is not None and (
+        prepare.decontamination or (prepare.cleaning.c4 and prepare.cleaning.c4.bad_words_path)
+    )
+    if prepare is None or not named:
+        return
+    from data_prep.sieve import Sieve
+
+    if Sieve(prepare).identity != manifest.corpus.get(SIEVE):
+        raise DataError(
+            f"{data.folder}: was made with other contents of data.prepare.decontamination.paths or cleaning.c4.bad_words_path; "
+            "put the files back, name another folder in data.dir, or delete this one to make it anew"
+        )
+
+
 def _refuse_strangers(folder: Path) -> None:
     """A folder that holds something else is nobody's to write into."""
     own = {LOCK_NAME, CORPUS_NAME, RECORDS_NAME, QUARANTINE_NAME, f".{QUARANTINE_NAME}.partial", CLEANING_NAME}
@@ -112,10 +132,14 @@ def differences(old: PrepareSettings, new: PrepareSettings) -> list[str]:
     """What differs between two settings, as `data.prepare.field: old there, new here`."""
     before, after = dict(leaves(old.model_dump(mode="json"))), dict(leaves(new.model_dump(mode="json")))
     return [
-        f"data.prepare.{name}: {before[name]!r} there, {after[name]!r} here"
-        for name in after
-        if name not in WITHOUT_EFFECT and before[name] != after[name]
+        f"data.prepare.{name}: {_told(before, name)} there, {_told(after, name)} here"
+        for name in {**before, **after}
+        if name not in WITHOUT_EFFECT and before.get(name) != after.get(name)
     ]
+
+
+def _told(values: Mapping[str, Any], name: str) -> str:
+    return repr(values[name]) if name in values else "nothing"
 
 
 def claim(folder: Path, prepare: PrepareSettings) -> None:

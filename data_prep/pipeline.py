@@ -29,6 +29,7 @@ from data_prep.folder import (
     CORPUS_NAME,
     QUARANTINE_NAME,
     RECORDS_NAME,
+    SIEVE,
     claim,
     finished_manifest,
     locked,
@@ -265,7 +266,7 @@ class _Preparation:
             self.check(growing.counts)
         counts = growing.counts if survey is None else survey.counts
         write_cleaning_page(self.folder, counts, survey)
-        manifest = growing.finish(_corpus(counts, survey))
+        manifest = growing.finish({**_corpus(counts, survey), SIEVE: self.sieve})
         remove_leftovers(self.folder, manifest)
         write_manifest(self.folder, manifest)
         return manifest

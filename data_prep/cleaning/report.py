@@ -47,31 +47,50 @@ _STYLE = """
 """
 
 
-def write_report(path: Path, tally: Tally, extra_sections: Sequence[Section] = ()) -> None:
+def write_report(
+    path: Path,
+    tally: Tally,
+    extra_sections: Sequence[Section] = (),
+    *,
+    first_sections: Sequence[Section] = (),
+    lead: Content = None,
+) -> None:
     """Writes the page.
 
     Args:
         path: of the page.
         tally: what the chain counted.
         extra_sections: of other steps of a preparation (duplicates, contamination), put after those of the chain.
+        first_sections: put before them.
+        lead: the sentence under the title; None: what the chain kept.
 
     Raises:
         StorageError: the page cannot be written.
     """
-    write_atomically(path, render(tally, extra_sections))
+    write_atomically(path, render(tally, extra_sections, first_sections=first_sections, lead=lead))
 
 
-def render(tally: Tally, extra_sections: Sequence[Section] = ()) -> str:
+def render(
+    tally: Tally,
+    extra_sections: Sequence[Section] = (),
+    *,
+    first_sections: Sequence[Section] = (),
+    lead: Content = None,
+) -> str:
     """The page."""
     # A ledger may have sorted them by name.
     steps = sorted(tally.steps.items(), key=lambda item: list(CleaningSettings.model_fields).index(item[0]))
-    sections = [Section("What went through", _flow(steps), "Documents and text after each step.")] if steps else []
+    sections = (
+        [Section("What went through", _flow(steps), "Documents and text after each step of the cleaning chain.")]
+        if steps
+        else []
+    )
     sections += [_step(name, step) for name, step in steps]
     return page(
         "Cleaning",
         overline="Data preparation",
-        lead=_lead([step for _, step in steps]),
-        sections=[*sections, *extra_sections],
+        lead=lead or _lead([step for _, step in steps]),
+        sections=[*first_sections, *sections, *extra_sections],
         footer="Counts are of UTF-8 bytes. Examples are the texts with the smallest hashes, cut to 300 characters.",
         style=_STYLE,
     )

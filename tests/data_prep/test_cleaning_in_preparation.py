@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,3 +127,30 @@ def test_an_eval_file_that_changes_makes_the_folder_anew_or_stops_it(corpus: Pat
     assert report.corpus["dropped"]["shares text with an eval file"] == 1 and text(7) not in texts(tmp_path / "data")
     with pytest.raises(DataError, match="changed while it was being used to clean"):
         sieve_of(data.prepare, before)
+
+
+def test_a_finished_folder_is_not_reused_under_another_eval_file(corpus: Path, tmp_path: Path) -> None:
+    evals = tmp_path / "evals.txt"
+    evals.write_text(EVAL + "\n")
+    data = settings(tmp_path / "data", corpus, decontamination={"paths": [str(evals)]})
+    run(data)
+    assert run(data).reused
+    evals.write_text(" ".join(text(7).split()[:40]) + "\n")
+    with pytest.raises(DataError, match=r"other contents of data\.prepare\.decontamination\.paths"):
+        run(data)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ({}, {"cleaning": {"fineweb": {}}}, "cleaning.fineweb.*nothing here|cleaning.fineweb.*nothing there"),
+        ({"dedup": {"method": "none"}}, {}, "dedup.method: 'none' there, 'exact' here"),
+        ({"cleaning": {"c4": {}}}, {"cleaning": {}}, "cleaning.c4"),
+    ],
+)
+def test_a_section_that_came_or_went_is_told_as_another_setting(
+    corpus: Path, tmp_path: Path, before: dict[str, Any], after: dict[str, Any], told: str
+) -> None:
+    run(data_settings(tmp_path / "data", corpus, **before))
+    with pytest.raises(DataError, match=f"was made with other settings.*({told})"):
+        run(data_settings(tmp_path / "data", corpus, **after))

@@ -266,7 +266,8 @@ class _Preparation:
             self.check(growing.counts)
         counts = growing.counts if survey is None else survey.counts
         write_cleaning_page(self.folder, counts, survey)
-        manifest = growing.finish({**_corpus(counts, survey), SIEVE: self.sieve})
+        held_against = {SIEVE: self.sieve} if self.sieve.strip("/") else {}
+        manifest = growing.finish({**_corpus(counts, survey), **held_against})
         remove_leftovers(self.folder, manifest)
         write_manifest(self.folder, manifest)
         return manifest

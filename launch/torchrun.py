@@ -29,7 +29,7 @@ from pretrain.config import RESOLVED_NAME, RunConfig, read_resolved, write_resol
 from pretrain.data.folder_check import check_files, check_tokenizer
 from pretrain.data.follow import wait_for_manifest
 from pretrain.data.plan import build_plan, check_epochs, check_weights
-from pretrain.data.token_shards import Manifest
+from pretrain.data.token_shards import Manifest, read_token_bytes
 from pretrain.errors import DataError
 from pretrain.files import append_json_line, hash_bytes, read_json_lines
 from pretrain.guard.fault_file import read_faults
@@ -88,6 +88,8 @@ def run(config: RunConfig, launch: Launch | None = None) -> Trained:
     Raises ConfigError, DataError, CheckpointError, StorageError, RankFault, and Preempted or Interrupted where a signal ended it.
     """
     launch = launch or Launch()
+    if config.data.cache is not None:  # a mistake in the config is told before anything is fetched
+        check_before_data(config, launch, this_machine())
     config, address = localized(config)
     checked = check(config, launch)
     run_dir = checked.config.run_dir
@@ -133,6 +135,7 @@ def check(config: RunConfig, launch: Launch | None = None) -> CheckedRun:
         check_files(resolved.data.folder, manifest)
     else:
         check_tokenizer(resolved.data.folder, manifest)  # shards are checked as the agent brings them
+    read_token_bytes(resolved.data.folder, manifest)
     _check_checkpoint(resolved)
     changes = check_resume(before, resolved, launch.allow_change) if before else []
     check_disk(Disk(resolved, free_bytes(config.run_dir)))

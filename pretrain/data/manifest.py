@@ -175,12 +175,19 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "prepare": dict(manifest.prepare),
         "corpus": dict(manifest.corpus),
     }  # fmt: skip
+    content["hash"] = _seal(content)
     write_atomically(folder / MANIFEST_NAME, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     # Only while it grows may a reader still look for the table before this one.
     keep = {index["file"], None if manifest.complete else previous}
     for path in folder.glob("shards-*.index"):
         if path.name not in keep:
             path.unlink(missing_ok=True)
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """Hash of what a manifest says, `roots` aside, which may be edited: a number changed by hand would change what is trained."""
+    sealed = {name: value for name, value in content.items() if name not in ("hash", "roots")}
+    return hash_bytes(json.dumps(sealed, sort_keys=True).encode())
 
 
 def _index_name(folder: Path) -> str | None:
@@ -235,6 +242,8 @@ def _bad_manifest(path: Path, reason: str) -> DataError:
 
 
 def _parse_manifest(content: Mapping[str, Any], folder: Path) -> Manifest:
+    if content["hash"] != _seal(content):
+        raise ValueError("it was edited or damaged: it does not match its own hash")
     sources = _texts(content["sources"])
     table = _read_table(folder, content["index"], sources)
     splits: dict[Split, SplitRecord] = {split: SplitRecord(table, table.rows_of(at)) for at, split in enumerate(SPLITS)}

@@ -1,5 +1,6 @@
 """The shard format: what is written is read, whatever is damaged is found."""
 
+import json
 import random
 import tracemalloc
 from dataclasses import replace
@@ -160,8 +161,7 @@ def test_a_missing_shard_is_named_with_the_fix(folder: Path) -> None:
 
 
 def test_a_shard_of_another_tokenizer_is_refused(folder: Path) -> None:
-    path = folder / MANIFEST_NAME
-    path.write_text(path.read_text().replace(ORIGIN.tokenizer, "99" * 16))
+    write_manifest(folder, replace(read_manifest(folder), tokenizer_hash="99" * 16))
     with pytest.raises(DataError, match="made with tokenizer"):
         TokenShards.open(folder, "train").read(0, 1)
 
@@ -251,6 +251,20 @@ def test_a_manifest_cannot_reach_out_by_a_link(folder: Path, tmp_path_factory: p
         TokenShards.open(folder, "train").read(0, 1)
     with pytest.raises(DataError, match="by a link"):
         check_files(folder, read_manifest(folder))
+
+
+@pytest.mark.parametrize(
+    "edit", [("end_of_text", 5), ("vocab_size", 70_000), ("kind", "pairs"), ("complete", False), ("format", 3)]
+)
+def test_an_edited_manifest_is_refused(folder: Path, edit: tuple[str, object]) -> None:
+    path = folder / MANIFEST_NAME
+    content = json.loads(path.read_text())
+    place = content["special"] if edit[0] in content["special"] else content
+    assert place[edit[0]] != edit[1]
+    place[edit[0]] = edit[1]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="not a readable manifest"):
+        read_manifest(folder)
 
 
 def test_any_flipped_bit_of_the_table_is_found(folder: Path) -> None:

@@ -51,6 +51,14 @@ def _shown(value: str | None) -> str:
     return "null" if value is None else value
 
 
+def _unblended(preparation: Preparation) -> str | None:
+    """A corpus that no blend names, or a name in a blend that is no corpus."""
+    order, sources = preparation.data.order, preparation.prepare.sources
+    blends = [stage.weights for stage in order.stages] or ([] if order.weights is None else [order.weights])
+    named = {name for weights in blends for name in weights}
+    return next(iter(sorted(named ^ set(sources))), None) if blends else None
+
+
 def _steps(prepare: PrepareSettings) -> list[str]:
     """Steps that are made for documents, by their fields."""
     cleaning = [f"cleaning.{name}" for name in type(prepare.cleaning).model_fields if getattr(prepare.cleaning, name)]
@@ -139,6 +147,14 @@ PREPARE_RULES: tuple[Rule[Preparation], ...] = (
             f"data.prepare.dedup.bands={p.prepare.dedup.bands} x .rows_per_band={p.prepare.dedup.rows_per_band} need "
             f"{p.prepare.dedup.slots_in_bands} slots, but data.prepare.dedup.permutations={p.prepare.dedup.permutations}; at "
             f"most {p.prepare.dedup.permutations // p.prepare.dedup.rows_per_band} bands fit"
+        ),
+    ),
+    Rule(
+        "weights_name_the_corpora",
+        lambda p: bool(p.prepare.sources) and _unblended(p) is not None,
+        lambda p: (
+            f"data.order gives no weight to the corpus {_unblended(p)} of data.prepare, or names one that is not there; each of "
+            f"{', '.join(p.prepare.sources)} needs its share, 0 to leave it out"
         ),
     ),
     Rule(

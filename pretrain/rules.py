@@ -41,7 +41,10 @@ def check_preparation(config: RunConfig) -> PrepareSettings:
             f"data.prepare is missing: nothing says how data.dir={config.data.dir} is made; extend a data set, for example "
             "`extends: data/standard_library.yaml`"
         )
-    raise_all(ConfigError, broken_rules(PREPARE_RULES, Preparation(config.data, config.data.prepare)))
+    found = broken_rules(ORDER_RULES, config) + broken_rules(
+        PREPARE_RULES, Preparation(config.data, config.data.prepare)
+    )
+    raise_all(ConfigError, found)
     return config.data.prepare
 
 

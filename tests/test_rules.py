@@ -343,6 +343,11 @@ PREPARE_CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["data.prepare.corpus.source_field=en", ".target_field=null"],
         ["data.prepare.corpus.target_field=de"],
     ),
+    "weights_name_the_corpora": (
+        [f"{CORPUS}=standard_library", "data.order.weights={code: 1.0}"],
+        ["no weight to the corpus code", "each of main"],
+        ["data.order.weights={main: 1.0}"],
+    ),
     "cleaning_is_of_text": (
         [
             *SEQ2SEQ,

@@ -45,7 +45,7 @@ def read_parquet(part: Part, corpus: CorpusSettings, prepare: PrepareSettings) -
                 problem = str(error)
             if problem is not None:
                 lost = f"rows {row + 1:,} to {last:,} are lost"
-                yield BadDocument(part.name, row + 1, f"damaged row group {group}, {lost}: {problem}")
+                yield BadDocument(part.name, row + 1, f"damaged row group {group}, {lost}: {problem}", last - row)
             first = last
 
 

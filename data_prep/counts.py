@@ -42,7 +42,7 @@ class Counts:
 
     def add_bad(self, document: BadDocument) -> None:
         """Something could not be read."""
-        self.bad_documents += 1
+        self.bad_documents += document.documents
         self.bad.append(document)
 
     def drop(self, dropped: Dropped) -> None:

@@ -71,6 +71,8 @@ class BadDocument:
     line: int | None
     """1-based line or row; None where the whole file is meant."""
     reason: str
+    documents: int = 1
+    """How many are lost with it, where that is known: all rows that a damaged row group still had."""
 
 
 @dataclass(frozen=True, slots=True)

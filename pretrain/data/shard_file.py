@@ -270,7 +270,10 @@ class TokenShard:
             raise damaged_shard(self.path, f"it is cut off at {size} bytes")
         magic, version, token_bytes, block_bytes, tokens, documents, flags = _HEADER.unpack_from(self._view, 0)
         if magic != _MAGIC or version != _VERSION:
-            raise damaged_shard(self.path, "it is no token shard of this version")
+            raise DataError(
+                f"{self.path}: no token shard of this version: it does not begin like one; if `pretrain prepare` made this file, "
+                "delete it and run that again, it rebuilds this shard alone"
+            )
         if token_bytes not in (2, 4) or block_bytes < 1 or max(tokens, documents) > size or flags > _PAIRS:
             raise damaged_shard(self.path, "its header is not valid")
         layout = _Layout(token_bytes, block_bytes, tokens, documents, bool(flags & _PAIRS))

@@ -9,10 +9,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from data_prep.items import BadDocument
 from data_prep.plan import plan_ranges
 from pretrain.errors import DataError
 from tests.data_prep.corpora import text
-from tests.data_prep.reading import bad, corpus_of, pairs, read, texts
+from tests.data_prep.reading import bad, corpus_of, flat, pairs, read, texts
 
 
 def write(path: Path, columns: dict[str, Any], **options: Any) -> Path:
@@ -90,6 +91,7 @@ def test_damage_is_one_bad_document_that_names_the_rows(tmp_path: Path) -> None:
         [(line, reason)] = bad(found)
         assert line is not None and 1400 < line < 1700
         assert reason.startswith(f"damaged row group 1, rows {line:,} to 2,000 are lost: ")
+        assert sum(item.documents for item in flat(found) if isinstance(item, BadDocument)) == 2001 - line
         assert texts(found) == documents[: line - 1] + documents[2000:]
 
 

@@ -1,6 +1,5 @@
 """The plan: the sample at every position, the same for any ranks, resumes, timings and sizes."""
 
-import time
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
@@ -160,18 +159,16 @@ def test_the_permutation_is_that_of_python_integers() -> None:
         assert Permutation(size, "k")(some).tolist() == [feistel(int(n), size, "k") for n in some]
 
 
-def test_ten_trillion_tokens_are_opened_at_once_and_sample_three_billion_is_right(tmp_path: Path) -> None:
+def test_ten_trillion_tokens_are_opened_in_10_mb_and_sample_three_billion_is_right(tmp_path: Path) -> None:
     shards = 37_000
     write_manifest(tmp_path, virtual_manifest({"main": [270_270_270] * shards}))
     tracemalloc.start()
-    begin = time.process_time()
     plan = plan_of(read_manifest(tmp_path), sequence_length=2048, seed=1234)
     first = plan.samples(0, 512)
     plan.hash_at(0)
-    spent = time.process_time() - begin
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert spent < 0.1 and peak < 10e6, (spent, peak)  # 50 ms without the tracing of memory: see benchmarks
+    assert peak < 10e6, peak  # how long it takes: benchmarks/open_ten_trillion.py
     size = (270_270_270 * shards - 1) // 2048
     n = 3 * 10**9
     assert plan.sample(n) == (0, 0, feistel(n, size, "train/seed=1234/epoch=0"))

@@ -20,6 +20,7 @@ from pretrain.data.token_shards import (
     SplitRecord,
     TokenShard,
     TokenShards,
+    Verify,
     read_manifest,
     read_token_bytes,
     token_dtype,
@@ -96,17 +97,19 @@ def test_pairs_keep_their_source_lengths(tmp_path: Path) -> None:
     assert TokenShards.open(tmp_path, "train").source_lengths().tolist() == [len(source) for source, _ in pairs]
 
 
-def test_a_flipped_bit_in_any_byte_is_found_and_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verify", ["open", "read"])
+def test_a_flipped_bit_in_any_byte_is_found_at_first_touch_and_named(tmp_path: Path, verify: Verify) -> None:
     documents = text_documents(40, seed=5, longest=60)
     write_folder(tmp_path, documents, documents[:1], shard_documents=40, block_bytes=BLOCK)
     path = next((tmp_path / "train").glob("*.tokens"))
     whole = path.read_bytes()
-    for position in random.Random(0).sample(range(len(whole)), 60):
+    for position in random.Random(0).sample(range(len(whole)), 100):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << (position % 8)
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=path.name):
-            TokenShards.open(tmp_path, "train", "open")
+            shards = TokenShards.open(tmp_path, "train", verify)
+            shards.read(0, shards.num_tokens)
 
 
 def test_a_damaged_block_is_named_when_it_is_read_and_others_serve(folder: Path) -> None:

@@ -30,6 +30,7 @@ SETTINGS_NAME, RECORDS_NAME, CORPUS_NAME, LOCK_NAME = "prepare.json", "records",
 SIEVE = "cleaned_by"
 """In the manifest: identity of all that documents were held against."""
 QUARANTINE_NAME, CLEANING_NAME = "quarantine.jsonl", "cleaning.html"
+SHOWN_DIFFERENCES = 6
 WITHOUT_EFFECT = {"bad_document_limit", *(f"tokenizer.{name}" for name in ENGINE_CHOICE)}
 """Settings that change whether preparation stops, not what it makes."""
 
@@ -93,6 +94,8 @@ def _refuse_other_settings(data: DataSettings) -> None:
             "to make it anew, or set data.prepare to null to read it as it is"
         ) from None
     changed = differences(made_with, data.prepare)
+    if len(changed) > SHOWN_DIFFERENCES:
+        changed = [*changed[:SHOWN_DIFFERENCES], f"and {len(changed) - SHOWN_DIFFERENCES} more"]
     if changed:
         raise DataError(
             f"{folder}: was made with other settings ({'; '.join(changed)}); name another folder in data.dir, "

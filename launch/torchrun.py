@@ -26,6 +26,7 @@ from pretrain.checkpoint.format import (
     read_metadata,
 )
 from pretrain.config import RESOLVED_NAME, RunConfig, read_resolved, write_resolved
+from pretrain.data.cache_settings import CacheSettings
 from pretrain.data.folder_check import check_files, check_tokenizer
 from pretrain.data.follow import wait_for_manifest
 from pretrain.data.plan import build_plan, check_epochs, check_weights
@@ -148,10 +149,21 @@ def _check_order(config: RunConfig, manifest: Manifest) -> None:
     if config.data.objective == "causal":  # how many rows pairs make is known when they are read
         plan = build_plan(config.data, manifest, config.run.seed, {})
         check_epochs(config.data, plan, config.train.steps * config.global_batch_sequences)
-    size, cache = int(manifest.splits["train"].column("file_bytes").sum()), config.data.cache
-    if cache is not None and config.data.order.method == "shuffle" and size > cache.gib * 2**30:
+    if config.data.cache is not None:
+        _check_cache(config, config.data.cache, manifest)
+
+
+def _check_cache(config: RunConfig, cache: CacheSettings, manifest: Manifest) -> None:
+    """Raises DataError for a cache in which a run would crawl."""
+    sizes = manifest.splits["train"].column("file_bytes")
+    if int(sizes.max(initial=0)) > cache.gib * 2**30:
         raise DataError(
-            f"data.cache.gib={cache.gib:g} is smaller than the {size / 2**30:.1f} GiB of training shards, and with "
+            f"data.cache.gib={cache.gib:g} does not hold one shard, of which the largest has {sizes.max() / 2**30:.3g} GiB; "
+            "enlarge the cache"
+        )
+    if config.data.order.method == "shuffle" and int(sizes.sum()) > cache.gib * 2**30:
+        raise DataError(
+            f"data.cache.gib={cache.gib:g} is smaller than the {sizes.sum() / 2**30:.3g} GiB of training shards, and with "
             "data.order.method=shuffle every step reads from all of them; set data.order.method=eras, or enlarge the cache"
         )
 

@@ -1,6 +1,7 @@
 """The plan: the sample at every position, the same for any ranks, resumes, timings and sizes."""
 
 import tracemalloc
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretrain.data.manifest import read_manifest, write_manifest
-from pretrain.data.plan import Plan, check_epochs
+from pretrain.data.manifest import SplitRecord, read_manifest, write_manifest
+from pretrain.data.plan import Plan, causal_samples, check_epochs
 from pretrain.data.plan_segments import first_segment, next_segment, segment_of
 from pretrain.data.sample_order import Permutation, SampleOrder
 from pretrain.data.settings import DataSettings
@@ -243,3 +244,25 @@ def test_a_change_of_the_sequence_length_keeps_the_tokens_that_were_read() -> No
     second = next_segment(first_segment(before, 8), after, 8, step=10, sample=80, taken=before.counts(80))
     assert (second.position, second.taken, second.first_sample) == (40, {"main": 40}, 80)
     assert after.from_origin(second.origin).sample(40)[2] >= 32  # the third era of 512 tokens, not the first
+
+
+def test_a_window_needs_the_token_behind_it() -> None:
+    for tokens, samples in ((0, 0), (16, 0), (17, 1), (32, 1), (33, 2)):
+        manifest = virtual_manifest({"a": [tokens] if tokens else []})
+        assert causal_samples(manifest.source("train", "a"), 16) == samples
+
+
+def test_the_hash_of_an_era_covers_the_shard_that_holds_its_last_label() -> None:
+    tokens = {
+        "a": [64, 64, 64]
+    }  # an era of 64 tokens ends where the second shard begins, whose first token is its last label
+    hashes = []
+    for changed in (None, 1, 2):
+        manifest = virtual_manifest(tokens)
+        shards = list(manifest.source("train", "a").shards)
+        if changed is not None:
+            shards[changed] = replace(shards[changed], hash="ab" * 16)
+        splits = {**manifest.splits, "train": SplitRecord.of(shards)}
+        plan = plan_of(replace(manifest, splits=splits), method="eras", era_tokens=64)
+        hashes.append(plan.hash_at(3))
+    assert hashes[0] != hashes[1] and hashes[0] == hashes[2]

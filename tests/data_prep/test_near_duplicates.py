@@ -198,3 +198,15 @@ def test_the_environment_is_left_as_it_was() -> None:
     minhash._use_one_thread.cache_clear()
     signatures(["a b c"], SETTINGS)
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("band", [0, 10, 20])
+def test_documents_that_share_any_one_band_are_compared(band: int) -> None:
+    source = np.random.default_rng(band)
+    made = source.integers(0, 2**32, (6, SETTINGS.permutations), dtype=np.uint32)
+    made[4] = made[1]
+    for other in set(range(SETTINGS.bands)) - {band}:
+        made[4, other * SETTINGS.rows_per_band] ^= 1
+    same = np.arange(50, dtype=np.uint64)
+    twins = find_twins(made, np.ones(6, bool), SETTINGS, lambda rows: [same for _ in rows])
+    assert np.flatnonzero(twins.drop).tolist() == [4]

@@ -350,3 +350,15 @@ def test_the_tokenizer_never_sees_what_is_held_out(tmp_path: Path) -> None:
     (own / "zzz.txt").write_text(next(iter(held_out)))  # one stays, so that the split stays
     run(data_settings(tmp_path / "again", own))
     assert held_out and (tmp_path / "again" / "tokenizer.json").read_bytes() == first
+
+
+def test_no_document_is_lost_where_a_range_fills_several_shards(tmp_path: Path) -> None:
+    own = write_texts(tmp_path / "texts", 30)
+    data = data_settings(tmp_path / "data", own, shard_tokens=900, task_bytes=100_000, validation_fraction=0.1)
+    run(data)
+    shards = [TokenShards.open(data.folder, split) for split in ("train", "validation")]
+    assert shards[0].num_shards > 3
+    assert sum(part.num_documents for part in shards) == 30
+    tokenizer = load_tokenizer(data.folder)
+    found = {tokenizer.decode(part.document(at).tolist()) for part in shards for at in range(part.num_documents)}
+    assert found == {path.read_text() for path in own.iterdir()}

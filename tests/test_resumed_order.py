@@ -1,5 +1,6 @@
 """Resume: the order that a run left, or one that was allowed, in a segment of its own."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from pretrain.checkpoint.format import RunState
 from pretrain.data.feed import Feed
+from pretrain.data.manifest import read_manifest, write_manifest
 from pretrain.data.settings import DataSettings
 from pretrain.errors import DataError
 from pretrain.resumed_order import RunOrder, fresh_order, resumed_order
@@ -83,10 +85,7 @@ def test_shards_that_were_added_in_place_are_refused_and_may_be_allowed(folder: 
 
 def feed_of_complete(folder: GrowingFolder) -> Feed:
     """Of a folder with fewer shards, said to be complete."""
-    import json
-
-    path = folder.folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "complete": True}))
+    write_manifest(folder.folder, replace(read_manifest(folder.folder), complete=True))
     return feed(folder)
 
 

@@ -19,6 +19,7 @@ train: {{steps: 100, global_batch_tokens: 256, micro_batch_sequences: 1, device:
 def config_file(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     write_folder(folder, text_documents(500, 1, vocab_size=300), text_documents(500, 2, vocab_size=300), vocab_size=300)
+    (folder / "token_bytes.bin").write_bytes(b"\1\0" * 300)
     file = tmp_path / "small.yaml"
     file.write_text(SMALL.format(folder=tmp_path))
     return file

@@ -27,6 +27,8 @@ CASE = replace(CASES["gpt3-tied"], sequences=MICRO_BATCHES * MICRO_SEQUENCES)
 PASSES_S = (0.05, 0.1, 0.2, 0.4)
 """Tried in turn until delays no longer count: on a quiet machine the first is enough, a busy one wakes sleepers late."""
 SCHEDULES = ("1f1b", "zb-h1")
+EVEN = {"1f1b": 3 / 11, "zb-h1": 1 / 9}
+"""Bubbles of passes that all take the same time; one that a busy machine draws out makes every schedule wait for it."""
 
 
 class _Sleep(torch.autograd.Function):
@@ -97,6 +99,8 @@ class Measured:
     theory: float
     agreed: bool
     """Whether every rank reported the same bubble."""
+    smallest: float = 1.0
+    """Bubble of the step whose passes were most even."""
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +115,12 @@ def measured() -> Iterator[dict[str, Measured]]:
                     step = list(of_stages)
                     agreed = len({stage.bubble for stage in step}) == 1
                     steps.append(Measured(step[0].bubble, theory(schedule, step), agreed))
-                found[schedule] = min(steps, key=lambda step: step.bubble / step.theory)
-                if found[schedule].bubble < 1.1 * found[schedule].theory:
+                quietest, smallest = (
+                    min(steps, key=lambda step: step.bubble / step.theory),
+                    min(s.bubble for s in steps),
+                )
+                found[schedule] = replace(quietest, smallest=smallest)
+                if quietest.bubble < 1.1 * quietest.theory and smallest < 1.2 * EVEN[schedule]:
                     break
         yield found
 
@@ -123,7 +131,7 @@ def test_the_measured_bubble_is_within_15_percent_of_the_theorys(schedule: str, 
 
 
 def test_zero_bubble_halves_the_bubble(measured: dict[str, Measured]) -> None:
-    assert measured["zb-h1"].bubble < 0.6 * measured["1f1b"].bubble
+    assert measured["zb-h1"].smallest < 0.6 * measured["1f1b"].smallest
 
 
 def test_every_rank_reports_the_same_bubble(measured: dict[str, Measured]) -> None:

@@ -21,11 +21,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from launch.lock import only_user_of_cache
 from launch.shard_cache import Needed, ShardCache, cache_folder, fetch_frame
 from pretrain.checkpoint.format import latest_checkpoint, read_marker, read_metadata
 from pretrain.config import RunConfig, read_resolved, write_resolved
 from pretrain.data.cache_settings import CacheSettings
-from pretrain.data.local_shards import is_cached
+from pretrain.data.local_shards import forget_last_run, is_cached
 from pretrain.data.manifest import read_manifest
 from pretrain.data.needed_shards import NeededShards
 from pretrain.data.plan import build_plan
@@ -35,8 +36,6 @@ from pretrain.guard.parent import LAUNCHER_PID, die_with_parent
 
 ROUND_S = 0.05
 BEAT_S = 1.0
-RELOAD_S = 5.0
-"""How often the manifest of a folder that grows is looked at."""
 CONFIG_PLACE = ".run"
 """Folder within the cache that holds the run's config: node 0 alone writes that of the run's folder."""
 START_S = 120.0
@@ -71,20 +70,24 @@ def check_local(config: RunConfig) -> None:
 def shard_agent(config: RunConfig, address: str) -> Iterator[None]:
     """Within it the cache of a resolved run is served; without `data.cache` nothing happens.
 
-    Raises DataError where the agent cannot begin, RankFault where it does not start.
+    Raises ConfigError where the cache serves another run, DataError where the agent cannot begin, RankFault where it does not
+    start.
     """
     cache = config.data.cache
     if cache is None:
         yield
         return
-    write_resolved(config, config.data.folder / CONFIG_PLACE)
-    keeper = _Keeper(_agent(cache, config.data.folder, address), config.data.folder)
-    keeper.start()
-    try:
-        keeper.wait_until_it_serves()
-        yield
-    finally:
-        keeper.close()
+    folder = config.data.folder
+    with only_user_of_cache(folder):
+        forget_last_run(folder)
+        write_resolved(config, folder / CONFIG_PLACE)
+        keeper = _Keeper(_agent(cache, folder, address), folder)
+        keeper.start()
+        try:
+            keeper.wait_until_it_serves()
+            yield
+        finally:
+            keeper.close()
 
 
 class Agent(Protocol):

@@ -50,9 +50,9 @@ def wait_for_shard(folder: Path, file: str) -> None:
     if path.exists():
         return
     wanted.parent.mkdir(exist_ok=True)
-    wanted.touch()
     try:
         while not path.exists():
+            wanted.touch()  # anew each time: an agent that begins clears the marks of the one before it
             if failed.exists():
                 raise DataError(f"{file} cannot be had from {folder}: {failed.read_text(encoding='utf-8')}")
             silence = _age_s(folder / AGENT_NAME)
@@ -71,6 +71,14 @@ def _age_s(path: Path) -> float:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return float("inf")
+
+
+def forget_last_run(folder: Path) -> None:
+    """Removes what the agent and the ranks of an earlier run said; nobody uses the folder meanwhile."""
+    (folder / AGENT_NAME).unlink(missing_ok=True)
+    for kind in (POSITIONS_NAME, WANTED_NAME, FAILED_NAME):
+        for mark in (folder / kind).glob("*"):
+            mark.unlink(missing_ok=True)
 
 
 class Position:

@@ -228,17 +228,12 @@ class Server:
         cache = ShardCache(
             address, folder, int(settings.gib * 2**30), settings.lookahead_steps, _files_of_steps(config)
         )
-        complete, beaten, reloaded = cache.reload(), 0.0, time.monotonic()
+        beaten = 0.0
         try:
             while not self._stop.wait(ROUND_S):
-                now = time.monotonic()
-                if now - beaten > BEAT_S:
+                if time.monotonic() - beaten > BEAT_S:
                     cache.beat()
-                    beaten = now
-                if not complete and now - reloaded > RELOAD_S:
-                    fetch_frame(address, folder)
-                    complete, reloaded = cache.reload(), now
-                    cache.needed = _files_of_steps(config)
+                    beaten = time.monotonic()
                 cache.work(reached.step if reached else 0)
         finally:
             cache.close()

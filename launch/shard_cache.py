@@ -6,7 +6,7 @@ manifest and all of its checksums, and renamed. Fetching is by fsspec: any store
 """
 
 import json
-import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_prep.addresses import filesystem
 from pretrain.data.local_shards import AGENT_NAME, FAILED_NAME, WANTED_NAME, file_of, mark_of, positions
-from pretrain.data.manifest import MANIFEST_NAME, SPLITS, TOKEN_BYTES_NAME, TOKENIZER_NAME, ShardRecord, read_manifest
+from pretrain.data.manifest import MANIFEST_NAME, SPLITS, TOKEN_BYTES_NAME, TOKENIZER_NAME, read_manifest
 from pretrain.data.shard_file import TokenShard
 from pretrain.errors import DataError, PretrainError
 from pretrain.files import hash_bytes, path_within, write_atomically
@@ -22,6 +22,10 @@ from pretrain.files import hash_bytes, path_within, write_atomically
 FETCHES = 4
 """Shards fetched at once: a store answers one request slowly and several as fast."""
 ATTEMPTS = 4
+PAUSE_S = 0.2
+"""Before a second attempt; it doubles with each."""
+RETRY_S = 5.0
+"""After a shard could not be had, until it is fetched ahead again; a rank that waits for it has it tried at once."""
 
 Needed = Callable[[int], Sequence[str]]
 """Files of the shards that a step reads."""
@@ -71,28 +75,35 @@ class ShardCache:
         """
         self.folder, self._address = folder, address
         self._system, self._root = filesystem(address)
-        self._budget, self._lookahead, self.needed = budget_bytes, lookahead_steps, needed
-        self._records: dict[str, ShardRecord] = {}
-        self.reload()
+        self._budget, self._lookahead, self._needed = budget_bytes, lookahead_steps, needed
+        manifest = read_manifest(folder)
+        self._records = {record.file: record for split in SPLITS for record in manifest.splits[split].shards}
+        self._validation = [record.file for record in manifest.splits["validation"].shards]
         self._pool = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
         self._fetching: dict[str, Future[None]] = {}
-        self._lock = threading.Lock()
+        self._retry_at: dict[str, float] = {}
+        self._files_of: dict[int, Sequence[str]] = {}
+        self._held = self._sound_shards()
         self.fetched = self.evicted = 0
         """Shards so far."""
         for kind in (WANTED_NAME, FAILED_NAME):
             for mark in (folder / kind).glob("*"):
                 mark.unlink(missing_ok=True)
-        for partial in folder.rglob("*.partial"):
-            partial.unlink(missing_ok=True)
         self.beat()
 
-    def reload(self) -> bool:
-        """Reads the manifest of the cache again; whether it is complete."""
-        manifest = read_manifest(self.folder)
-        records = [record for split in SPLITS for record in manifest.splits[split].shards]
-        self._records = {record.file: record for record in records}
-        self._validation = [record.file for record in manifest.splits["validation"].shards]
-        return manifest.complete
+    def _sound_shards(self) -> set[str]:
+        """Shards of an earlier run that are those of the manifest; what else lies there of shards is deleted."""
+        for partial in self.folder.rglob("*.partial"):
+            partial.unlink(missing_ok=True)
+        held = set()
+        for path in self.folder.rglob("*.tokens"):
+            record = self._records.get(str(path.relative_to(self.folder)))
+            with suppress(PretrainError):
+                if record is not None and TokenShard(path, "never").hash == record.hash:
+                    held.add(record.file)
+                    continue
+            path.unlink(missing_ok=True)
+        return held
 
     def beat(self) -> None:
         """Tells the ranks that the agent lives."""
@@ -113,19 +124,31 @@ class ShardCache:
             # What a rank waits for comes whatever the budget, or the run would stand still.
             if room < 0 and place >= max(len(wanted), 1):
                 break
-            if file in self._fetching or (self.folder / file).exists():
+            if self._is_held(file, place < len(wanted)) or self._is_put_off(file):
                 continue
             if len(self._fetching) >= FETCHES and place >= len(wanted):
                 break
             self._make_room(self._records[file].file_bytes, asked, place)
             self._fetching[file] = self._pool.submit(self._fetch, file)
 
+    def _is_held(self, file: str, waited_for: bool) -> bool:
+        """Whether a shard is there or on its way. One that a rank waits for is looked at: somebody may have deleted it."""
+        if waited_for and file in self._held and not (self.folder / file).exists():
+            self._held.discard(file)
+        return file in self._held or file in self._fetching
+
+    def _is_put_off(self, file: str) -> bool:
+        """Whether a shard could not be had a moment ago. A rank that begins to wait for it takes the mark of that away."""
+        return time.monotonic() < self._retry_at.get(file, 0.0) and mark_of(self.folder, FAILED_NAME, file).exists()
+
     def upcoming(self, first_step: int) -> list[str]:
         """Shards of the next steps in the order of their first use; those of the validation set before all."""
         here = positions(self.folder) or [first_step]
         found = dict.fromkeys(self._validation)
-        for step in range(min(here), max(here) + self._lookahead):
-            found.update(dict.fromkeys(self.needed(step)))
+        steps = range(min(here), max(here) + self._lookahead)
+        self._files_of = {step: self._files_of.get(step) or self._needed(step) for step in steps}
+        for files in self._files_of.values():
+            found.update(dict.fromkeys(files))
         return list(found)
 
     def close(self) -> None:
@@ -141,8 +164,10 @@ class ShardCache:
             error = future.exception()
             if error is None:
                 self.fetched += 1
+                self._held.add(file)
                 mark_of(self.folder, FAILED_NAME, file).unlink(missing_ok=True)
             else:
+                self._retry_at[file] = time.monotonic() + RETRY_S
                 self._fail(file, str(error))
 
     def _fail(self, file: str, reason: str) -> None:
@@ -150,15 +175,15 @@ class ShardCache:
 
     def _make_room(self, size: int, asked: Sequence[str], place: int) -> None:
         """Deletes shards that are asked for later than the one at `place`, or not at all, until so many bytes fit."""
-        held = {file: r.file_bytes for file, r in self._records.items() if (self.folder / file).exists()}
-        used = sum(held.values()) + sum(self._records[file].file_bytes for file in self._fetching)
+        used = sum(self._records[file].file_bytes for file in [*self._held, *self._fetching])
         order = {file: at for at, file in enumerate(asked)}
-        last_first = sorted(held, key=lambda file: order.get(file, len(asked)), reverse=True)
+        last_first = sorted(self._held, key=lambda file: order.get(file, len(asked)), reverse=True)
         for file in last_first:
             if used + size <= self._budget or order.get(file, len(asked)) <= place:
                 return
             (self.folder / file).unlink(missing_ok=True)
-            used -= held[file]
+            self._held.discard(file)
+            used -= self._records[file].file_bytes
             self.evicted += 1
 
     def _fetch(self, file: str) -> None:
@@ -167,7 +192,9 @@ class ShardCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
         told = ""
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(PAUSE_S * 2 ** (attempt - 1))
             try:
                 self._system.get_file(f"{self._root}/{file}", str(partial))
                 if TokenShard(partial, "open").hash != record.hash:

@@ -156,16 +156,21 @@ def _check_order(config: RunConfig, manifest: Manifest) -> None:
 def _check_cache(config: RunConfig, cache: CacheSettings, manifest: Manifest) -> None:
     """Raises DataError for a cache in which a run would crawl."""
     sizes = manifest.splits["train"].column("file_bytes")
-    if int(sizes.max(initial=0)) > cache.gib * 2**30:
+    held_out = int(manifest.splits["validation"].column("file_bytes").sum())
+    if int(sizes.max(initial=0)) + held_out > cache.gib * 2**30:
         raise DataError(
-            f"data.cache.gib={cache.gib:g} does not hold one shard, of which the largest has {sizes.max() / 2**30:.3g} GiB; "
-            "enlarge the cache"
+            f"data.cache.gib={cache.gib:g} does not hold the {_gib(held_out)} of validation shards, which stay, and one training "
+            f"shard, of which the largest has {_gib(sizes.max())}; enlarge the cache"
         )
-    if config.data.order.method == "shuffle" and int(sizes.sum()) > cache.gib * 2**30:
+    if config.data.order.method == "shuffle" and int(sizes.sum()) + held_out > cache.gib * 2**30:
         raise DataError(
-            f"data.cache.gib={cache.gib:g} is smaller than the {sizes.sum() / 2**30:.3g} GiB of training shards, and with "
+            f"data.cache.gib={cache.gib:g} is smaller than the {_gib(int(sizes.sum()) + held_out)} of shards, and with "
             "data.order.method=shuffle every step reads from all of them; set data.order.method=eras, or enlarge the cache"
         )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"
 
 
 def check_before_data(config: RunConfig, launch: Launch, machine: Machine) -> RunConfig:

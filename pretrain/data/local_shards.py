@@ -50,6 +50,7 @@ def wait_for_shard(folder: Path, file: str) -> None:
     if path.exists():
         return
     wanted.parent.mkdir(exist_ok=True)
+    failed.unlink(missing_ok=True)  # of an attempt ahead of time; it is tried again
     try:
         while not path.exists():
             wanted.touch()  # anew each time: an agent that begins clears the marks of the one before it

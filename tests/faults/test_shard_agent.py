@@ -96,3 +96,16 @@ def test_an_address_without_a_cache_or_a_cluster_is_refused(
     config, address = localized(read_resolved(make_run(tmp_path / "ray", data, data={"cache": cache})))
     with pytest.raises(DataError, match="RAY_ADDRESS names no cluster"), shard_agent(config, address):
         pass
+
+
+def test_a_cache_serves_one_run(data: Path, tmp_path: Path) -> None:
+    cache = {"dir": str(tmp_path / "cache"), "agent": "process"}
+    config, address = localized(read_resolved(make_run(tmp_path / "one", data, data={"cache": cache})))
+    for kind, mark in ((".positions", str(os.getpid())), (".failed", "x")):
+        (config.data.folder / kind).mkdir()
+        (config.data.folder / kind / mark).write_text("7")
+    with shard_agent(config, address):
+        assert not list(config.data.folder.glob(".positions/*")) and not list(config.data.folder.glob(".failed/*"))
+        with pytest.raises(ConfigError, match=r"data\.cache\.dir.*name another folder"), shard_agent(config, address):
+            pass
+        assert len(children()) == 1

@@ -4,11 +4,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
 import pytest
 
+from launch import shard_cache
 from launch.shard_cache import ShardCache, cache_folder, fetch_frame
 from pretrain.data import local_shards
 from pretrain.data.local_shards import AGENT_NAME, Position, mark_of, positions
@@ -97,7 +100,29 @@ def test_a_reader_of_the_cache_reads_what_the_store_holds(tmp_path: Path, source
     assert cache.evicted > 0 and not list((cache.folder / ".wanted").glob("*"))
 
 
-def test_a_damaged_shard_of_the_store_reaches_no_rank_and_is_named(tmp_path: Path, source: Path) -> None:
+def read_while_served(cache: ShardCache) -> int:
+    """The first token of the set, read as a rank does."""
+    found: list[int | Exception] = []
+
+    def read() -> None:
+        try:
+            found.append(int(TokenShards.open(cache.folder, "train").read(0, 1)[0]))
+        except DataError as error:
+            found.append(error)
+
+    reader = Thread(target=read)
+    reader.start()
+    while reader.is_alive():
+        rounds(cache, 1)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+def test_a_damaged_shard_of_the_store_reaches_no_rank_and_is_named(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_cache, "PAUSE_S", 0.001)
     files = files_of(source)
     store = fsspec.filesystem("memory")
     content = bytearray(store.cat_file(f"/bucket/set/{files[0]}"))
@@ -108,11 +133,55 @@ def test_a_damaged_shard_of_the_store_reaches_no_rank_and_is_named(tmp_path: Pat
     rounds(cache)
     assert not set(present(cache)) & {files[0], files[1]} and files[2] in present(cache)
     with pytest.raises(DataError, match=r"memory://bucket/set/train/000000.tokens: damaged token shard.*4 attempts"):
-        TokenShards.open(cache.folder, "train").read(0, 1)
-    # Once it is mended there, it comes.
+        read_while_served(cache)
+    # Once it is mended there, it comes for the next that waits for it.
     store.pipe_file(f"/bucket/set/{files[0]}", (source / files[0]).read_bytes())
+    assert read_while_served(cache) == TokenShards.open(source, "train").read(0, 1)[0]
+    cache.close()
+
+
+def test_a_shard_that_cannot_be_had_is_not_asked_for_without_end(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_cache, "PAUSE_S", 0.001)
+    files, asked = files_of(source), []
+    cache = make_cache(tmp_path, 4, files)
+    monkeypatch.setattr(cache, "_system", SimpleNamespace(get_file=lambda *names: asked.append(names)))
+    rounds(cache, 60)
+    assert len(asked) == 4 * 4  # three training shards and that of validation, four attempts each
+    cache.close()
+
+
+def test_shards_of_other_data_are_not_taken_for_these(tmp_path: Path, source: Path) -> None:
+    files = files_of(source)
+    cache = make_cache(tmp_path, 4, files)
     rounds(cache)
-    assert TokenShards.open(cache.folder, "train").read(0, 1)[0] == TokenShards.open(source, "train").read(0, 1)[0]
+    cache.close()
+    (cache.folder / files[0]).write_bytes((source / files[5]).read_bytes())
+    (cache.folder / "train" / "999999.tokens").write_bytes((source / files[5]).read_bytes())
+    again = make_cache(tmp_path, 4, files)
+    assert present(again) == sorted(files[1:3])
+    rounds(again)
+    assert (again.folder / files[0]).read_bytes() == (source / files[0]).read_bytes()
+    assert again.fetched == 1
+    again.close()
+
+
+def test_a_shard_that_somebody_deletes_comes_again(tmp_path: Path, source: Path) -> None:
+    cache = make_cache(tmp_path, 4, files_of(source))
+    rounds(cache)
+    (cache.folder / files_of(source)[0]).unlink()
+    assert read_while_served(cache) == TokenShards.open(source, "train").read(0, 1)[0]
+    cache.close()
+
+
+def test_a_step_ahead_is_thought_of_once(tmp_path: Path, source: Path) -> None:
+    asked, files = [], files_of(source)
+    cache = make_cache(tmp_path, 4, files)
+    cache._needed = lambda step: asked.append(step) or [files[step]]
+    rounds(cache)
+    rounds(cache, step=1)
+    assert asked == [0, 1, 2, 3]
     cache.close()
 
 

@@ -10,7 +10,9 @@ from threading import Event, Thread
 import pytest
 
 from launch.shard_agent import localized, shard_agent
+from launch.torchrun import _check_order
 from pretrain.config import read_resolved, write_resolved
+from pretrain.data.manifest import read_manifest
 from pretrain.errors import ConfigError, DataError
 from tests.data.folders import text_documents, write_folder
 from tests.faults.runs import losses, make_run, register, train_in_rank
@@ -96,6 +98,25 @@ def test_an_address_without_a_cache_or_a_cluster_is_refused(
     config, address = localized(read_resolved(make_run(tmp_path / "ray", data, data={"cache": cache})))
     with pytest.raises(DataError, match="RAY_ADDRESS names no cluster"), shard_agent(config, address):
         pass
+
+
+@pytest.mark.parametrize(
+    ("order", "shards", "told"),
+    [
+        (ERAS, 0.9, r"does not hold.*validation shards, which stay, and one training shard"),
+        ({"method": "shuffle"}, 3, r"every step reads from all.*data\.order\.method=eras"),
+    ],
+)
+def test_a_cache_in_which_a_run_would_crawl_is_refused(
+    data: Path, tmp_path: Path, order: dict[str, object], shards: float, told: str
+) -> None:
+    manifest = read_manifest(data)
+    held_out = int(manifest.splits["validation"].column("file_bytes").sum())
+    room = held_out + shards * int(manifest.splits["train"].column("file_bytes").max())
+    settings = {"order": order, "cache": {"dir": str(tmp_path), "gib": room / 2**30}}
+    config = read_resolved(make_run(tmp_path / "run", data, data=settings))
+    with pytest.raises(DataError, match=told):
+        _check_order(config, manifest)
 
 
 def test_a_cache_serves_one_run(data: Path, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from pretrain.metrics.console import RunConsole
 from pretrain.metrics.run_logs import RunLogs
 from pretrain.metrics.step_values import Arithmetic
 from pretrain.parallel.mesh import ProcessMesh
-from pretrain.train import Launch, Training
+from pretrain.run_start import Launch
+from pretrain.train import Training
 from tests.checkpoint.fake_engine import FakeEngine, launch, micro_batch, trained_engine
 from tests.data.folders import text_documents, write_folder
 

@@ -13,10 +13,11 @@ from data_prep.executors import InProcess
 from data_prep.items import FileRange, Part
 from data_prep.ranges import interleaved
 from data_prep.report import PrepareReport
+from pretrain.data.plan import build_plan
 from pretrain.data.settings import DataSettings
 from pretrain.data.token_shards import TokenShards, read_manifest
 from pretrain.data.tokenizer import load_tokenizer
-from pretrain.errors import StorageError
+from pretrain.errors import DataError, StorageError
 from tests.data_prep.corpora import data_settings, output, run, text, write_texts
 
 
@@ -62,6 +63,25 @@ def test_each_source_is_a_stream_of_its_own(prepared: tuple[Path, PrepareReport]
     assert sum(part["duplicates"] for part in report.corpus["sources"].values()) == 1
     assert {path.parent.name for path in folder.glob("train/*/*.tokens")} == set(corpora)
     assert any("small: " in line for line in report.lines())
+
+
+def test_an_emptied_source_is_told_with_the_step_that_emptied_it(corpora: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "short").mkdir()
+    for number in range(3):
+        (tmp_path / f"short/{number}.txt").write_text(f"only {number} words")
+    rule = {"min_words": 5, "min_stop_words": 0, "min_alphabetic_words": 0.0}
+    cleaning = {"gopher_quality": rule}
+    data = of_sources(tmp_path / "data", {"large": corpora["large"], "short": tmp_path / "short"}, cleaning=cleaning)
+    why = "short: 0 tokens of 0 documents: of its 3 documents, preparation left out 3 dropped as gopher_quality: too_few_words; "
+    assert any(why in line for line in run(data).lines())
+    with pytest.raises(
+        DataError, match=r"source short is shorter .* 3 dropped as gopher_quality: too_few_words; loosen"
+    ):
+        build_plan(with_weights(data, {"large": 0.5, "short": 0.5}), read_manifest(data.folder), 7, {})
+
+
+def with_weights(data: DataSettings, weights: dict[str, float]) -> DataSettings:
+    return data.model_copy(update={"order": data.order.model_copy(update={"weights": weights})})
 
 
 def test_several_sources_are_the_same_bytes_for_two_workers(

@@ -55,6 +55,10 @@ class PrepareReport:
             f"({rate:.1f} MB/s, {self.backend})",
             f"  left out: {', '.join(self._left_out())}; shown in {CLEANING_NAME}",
         ]
+        if damaged := self.corpus.get("damaged_files"):
+            lines.append(
+                f"  DAMAGED files, of which only the beginning was read: {damaged:,}; {QUARANTINE_NAME} names them"
+            )
         if self.tasks_skipped:
             lines.append(f"  finished before: {self.tasks_skipped:,} ranges")
         if self.deaths:

@@ -187,3 +187,25 @@ def test_a_compressed_range_fills_several_shards_as_it_is_read(tmp_path: Path) -
     assert len(shards) > 5 and {shard.file[:12] for shard in shards} == {"train/000000"}
     found = texts(tmp_path / "data", "train") + texts(tmp_path / "data", "validation")
     assert sorted(found) == sorted(text(at) for at in range(60))
+
+
+def test_a_cut_file_ends_the_preparation_by_name_unless_its_beginning_is_asked_for(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text(at)}) + "\n" for at in range(60)]
+    whole = gzip.compress("".join(lines[30:]).encode())
+    (tmp_path / "whole.jsonl").write_text("".join(lines[:30]))
+    path = tmp_path / "cut.jsonl.gz"
+    path.write_bytes(whole[: len(whole) // 2])
+    corpus = [tmp_path / "whole.jsonl", path]
+    told = rf"damaged files, .*: 1: {path}, from line \d+ on: damaged gzip file: it is cut after {len(whole) // 2:,} bytes;"
+    for method in ("exact", "none"):  # two passes, and one
+        data = data_settings(tmp_path / method, corpus, "jsonl", dedup={"method": method})
+        with pytest.raises(DataError, match=told):
+            run(data)
+        assert json.loads((tmp_path / method / "quarantine.jsonl").read_text())["lost"] == "rest_of_file"
+    report = run(data_settings(tmp_path / "exact", corpus, "jsonl", damaged_files="keep_beginning"))
+    assert 30 < sum(report.documents.values()) < 60
+    assert any(line.startswith("  DAMAGED files, of which only the beginning was read: 1;") for line in report.lines())
+    path.write_bytes(whole)  # fetched again: nothing else has to be done
+    assert (
+        sum(run(data_settings(tmp_path / "none", corpus, "jsonl", dedup={"method": "none"})).documents.values()) == 60
+    )

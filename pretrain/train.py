@@ -28,6 +28,7 @@ from pretrain.config import RunConfig, read_resolved
 from pretrain.data.batches import Batches, check_slices
 from pretrain.data.bigram import bigram_baseline
 from pretrain.data.feed import Feed
+from pretrain.data.follow import Starved
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.plan import check_epochs
 from pretrain.data.plan_segments import PlanSegment
@@ -54,7 +55,7 @@ from pretrain.metrics.step_values import (
     training_losses,
 )
 from pretrain.metrics.usage import device_peak_bytes, host_bytes
-from pretrain.parallel.agreement import world_maximum
+from pretrain.parallel.agreement import gather_texts, world_maximum
 from pretrain.parallel.mesh import ProcessMesh
 from pretrain.resumed_order import RunOrder
 from pretrain.run_start import Launch, Start, find_start, order_of, target_bytes, wandb_id
@@ -233,11 +234,37 @@ class Training:
     def _step(self) -> tuple[StepResult, StepCost, StopReason]:
         """One step, what it cost, and whether any rank was asked to stop; the same on every rank."""
         mesh, begin = self.engine.mesh, time.perf_counter()
-        result = self.engine.train_step(next(self.batches))
+        result = self.engine.train_step(self._batch())
         figures = [time.perf_counter() - begin, self.batches.wait_s, device_peak_bytes(mesh.device), host_bytes()]
         *largest, reason = world_maximum([*figures, float(self.stop.reason)], mesh)
         self.targets += result.targets
         return result, StepCost(*largest), StopReason(int(reason))
+
+    def _batch(self) -> Sequence[MicroBatch]:
+        """This rank's micro-batches of the next step.
+
+        Raises what reading them does. Where the preparation that the run follows died, ranks may meet it at different steps, for
+        each reads rows of its own: they agree, save a checkpoint together, and all raise Starved.
+        """
+        if self.config.data.manifest == "finished":
+            return next(self.batches)
+        found, told = None, ""
+        try:
+            found = next(self.batches)
+        except Starved as error:
+            told = str(error)
+        if not world_maximum([float(found is None)], self.engine.mesh)[0]:
+            assert found is not None
+            return found
+        if found is not None:
+            self.batches.put_back()
+        reached, told = self.engine.step, next(filter(None, gather_texts(told, self.engine.mesh)))
+        if reached and (self.checkpoint is None or self.checkpoint.step < reached):
+            self._try_to_save()
+        kept = (
+            f"its checkpoint of step {self.checkpoint.step:,} is saved" if self.checkpoint else "it has no checkpoint"
+        )
+        raise Starved(f"{told}\nthe run stands at step {reached:,}, {kept}")
 
     def _values(self, result: StepResult, cost: StepCost) -> dict[str, float]:
         """The row of the step; what of it concerns a reader is told at once."""

@@ -16,11 +16,12 @@ from pretrain.checkpoint.load import read_run_state, restore
 from pretrain.checkpoint.tensor_file import HashedFile
 from pretrain.config import RunConfig
 from pretrain.data.batches import Batches
+from pretrain.data.follow import Starved
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.plan_segments import PlanSegment
 from pretrain.data.token_shards import Manifest
 from pretrain.engine.protocol import StepResult
-from pretrain.errors import CheckpointError, Interrupted, Preempted, RankFault, StorageError
+from pretrain.errors import CheckpointError, DataError, Interrupted, Preempted, RankFault, StorageError
 from pretrain.guard.anomalies import SkippedSteps
 from pretrain.guard.preemption import StopReason, StopSignals
 from pretrain.metrics.console import RunConsole
@@ -64,6 +65,7 @@ class FakeBatches:
     plan_hash = "plan"
     wait_s = 0.0
     source_epochs: Mapping[str, float] = {}
+    starved_at: int | None = None
 
     def __init__(self, first_step: int) -> None:
         self.step = first_step
@@ -84,6 +86,8 @@ class FakeBatches:
         return self
 
     def __next__(self) -> Sequence[MicroBatch]:
+        if self.step == self.starved_at:
+            raise Starved("the folder: preparation has stopped")
         self.step += 1
         return [micro_batch(self.step - 1)]
 
@@ -219,6 +223,16 @@ def test_ctrl_c_outweighs_a_preemption_and_a_stop_at_the_last_step_is_a_finished
     run = training(tmp_path, trained_engine(5))
     run.stop.reason = StopReason.PREEMPTED
     assert run.run()["steps"] == 6
+
+
+@pytest.mark.parametrize(("starved_at", "saved"), [(3, [3, 2]), (2, [2]), (0, [])])
+def test_a_run_whose_preparation_died_saves_what_it_has(tmp_path: Path, starved_at: int, saved: list[int]) -> None:
+    run = training(tmp_path, data={"manifest": "follow", "order": {"method": "eras"}})
+    cast("FakeBatches", run.batches).starved_at = starved_at
+    kept = f"its checkpoint of step {starved_at} is saved" if saved else "it has no checkpoint"
+    with pytest.raises(DataError, match=rf"preparation has stopped\nthe run stands at step {starved_at}, {kept}"):
+        run.run()
+    assert saved_steps(tmp_path) == saved
 
 
 def test_a_full_disk_at_an_interval_is_told_and_training_goes_on(

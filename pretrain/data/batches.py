@@ -172,6 +172,10 @@ class Batches:
         self.step += 1
         return list(slot.micro_batches)
 
+    def put_back(self) -> None:
+        """The step that was given last is not trained on: it counts as the one that comes next. It is not given again."""
+        self.step -= 1
+
     def close(self) -> None:
         """Ends the thread. Iterating afterwards is an error."""
         self._closing.set()

@@ -4,7 +4,7 @@ import errno
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -144,6 +144,18 @@ def test_each_step_is_one_row_and_evaluations_are_in_the_row_of_their_step(tmp_p
     assert [step for step, values in rows if "eval/loss" in values] == [0, 4, 6]
     assert [values["train/tokens"] for _, values in rows[1:]] == [6, 12, 18, 24, 30, 36]
     assert [step for step, values in rows if "checkpoint/save_s" in values] == [3, 5]
+
+
+def test_the_row_of_a_step_tells_the_loss_of_the_sources_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training(tmp_path)
+    step = run.engine.train_step
+    run.engine.train_step = lambda batches: replace(step(batches), loss_by_source=(4.5, None))
+    monkeypatch.setattr(FakeBatches, "source_samples", {"web": 3, "notes": 0})
+    run.run()
+    _, values = recorder(run).rows[0]
+    assert {name: value for name, value in values.items() if name.startswith("train/loss/")} == {"train/loss/web": 4.5}
 
 
 def test_without_an_interval_the_end_alone_is_evaluated(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_the_row_of_a_step_tells_the_loss_of_the_sources_that_it_has(
 ) -> None:
     run = training(tmp_path)
     step = run.engine.train_step
-    run.engine.train_step = lambda batches: replace(step(batches), loss_by_source=(4.5, None))
+    run.engine.train_step = lambda microbatches: replace(step(microbatches), loss_by_source=(4.5, None))
     monkeypatch.setattr(FakeBatches, "source_samples", {"web": 3, "notes": 0})
     run.run()
     _, values = recorder(run).rows[0]

@@ -54,7 +54,7 @@ def read_aligned(part: Part, corpus: CorpusSettings, prepare: PrepareSettings) -
         yield _pair(part, number, source, target, prepare)
     for side in sides:
         if side.damage:
-            yield BadDocument(side.part.name, number + 1, side.damage)
+            yield BadDocument(side.part.name, number + 1, side.damage, lost="rest_of_file")
             return
 
 

@@ -102,7 +102,7 @@ class _Column:
         return f" ({self._top} more than once)" if self._top in schema.names else ""
 
     def values(self, batch: pyarrow.RecordBatch) -> list[Any]:
-        """One value a row: str, None where it is missing, Undecodable, or whatever else the column holds."""
+        """One value a row: str, None for null (within a null object too), Undecodable, or whatever else the column holds."""
         array = batch.column(self._top)
         for field in self._within:
             if pyarrow.types.is_null(array.type):

@@ -33,6 +33,10 @@ class Counts:
     """Those that cannot be read."""
     bad: list[BadDocument] = field(default_factory=list)
     """They themselves, of a range; of a corpus the first few."""
+    damaged_files: int = 0
+    """Those of them with which the rest of a file is lost."""
+    damaged: list[BadDocument] = field(default_factory=list)
+    """The first few of these."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Readable ones that are left out, by reason."""
     contaminated: list[Example] = field(default_factory=list)
@@ -44,6 +48,9 @@ class Counts:
         """Something could not be read."""
         self.bad_documents += document.documents
         self.bad.append(document)
+        if document.lost == "rest_of_file":
+            self.damaged_files += 1
+            self.damaged = [*self.damaged, document][:EXAMPLES]
 
     def drop(self, dropped: Dropped) -> None:
         """A document is left out."""
@@ -59,6 +66,8 @@ class Counts:
         self.passed += other.passed
         self.bad_documents += other.bad_documents
         self.bad = [*self.bad, *other.bad[:EXAMPLES]][:EXAMPLES]
+        self.damaged_files += other.damaged_files
+        self.damaged = [*self.damaged, *other.damaged][:EXAMPLES]
         for reason, count in other.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
         self.contaminated = sorted([*self.contaminated, *other.contaminated])[:EXAMPLES]
@@ -84,15 +93,18 @@ class Counts:
             passed=content["passed"],
             bad_documents=content["bad_documents"],
             bad=[BadDocument(**document) for document in content["bad"]],
+            damaged_files=content.get("damaged_files", 0),
+            damaged=[BadDocument(**document) for document in content.get("damaged", ())],
             dropped=dict(content["dropped"]),
             contaminated=[Example(**example) for example in content["contaminated"]],
             tally=Tally.from_dict(content["tally"]),
         )
 
     def summary(self) -> dict[str, Any]:
-        """For the manifest: documents, bad_documents, dropped by reason."""
-        return {
+        """For the manifest: documents, bad_documents, dropped by reason; where there are any, the number of damaged files."""
+        told = {
             "documents": self.documents,
             "bad_documents": self.bad_documents,
             "dropped": dict(sorted(self.dropped.items())),
         }
+        return told | ({"damaged_files": self.damaged_files} if self.damaged_files else {})

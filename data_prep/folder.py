@@ -31,7 +31,7 @@ SIEVE = "cleaned_by"
 """In the manifest: identity of all that documents were held against."""
 QUARANTINE_NAME, CLEANING_NAME = "quarantine.jsonl", "cleaning.html"
 SHOWN_DIFFERENCES = 6
-WITHOUT_EFFECT = {"bad_document_limit", *(f"tokenizer.{name}" for name in ENGINE_CHOICE)}
+WITHOUT_EFFECT = {"bad_document_limit", "damaged_files", *(f"tokenizer.{name}" for name in ENGINE_CHOICE)}
 """Settings that change whether preparation stops, not what it makes."""
 
 

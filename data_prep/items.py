@@ -1,7 +1,7 @@
 """What reading is about: pieces of files, and what comes out of them."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class BadDocument:
     reason: str
     documents: int = 1
     """How many are lost with it, where that is known: all rows that a damaged row group still had."""
+    lost: Literal["document", "rest_of_file"] = "document"
+    """Whether all that the file held from here on is lost with it, unseen: more than anybody can count."""
 
 
 @dataclass(frozen=True, slots=True)

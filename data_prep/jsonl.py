@@ -45,7 +45,7 @@ def read_jsonl(part: Part, corpus: CorpusSettings, prepare: PrepareSettings) -> 
                 else:
                     yield made
         except Damaged as error:
-            yield BadDocument(part.name, number + 1, str(error))
+            yield BadDocument(part.name, number + 1, str(error), lost="rest_of_file")
 
 
 def row_of_line(line: bytes, longest: int, make: Callable[[Any], Made]) -> Made:

@@ -195,8 +195,15 @@ class _Preparation:
         write_quarantine(self.folder, (asdict(document) for document in documents))
 
     def check(self, counts: Mapping[str, Counts]) -> None:
-        """Raises DataError for too many bad documents, or for no document at all."""
+        """Raises DataError for damaged files, too many bad documents, or no document at all."""
         total = Counts.sum(counts.values())
+        if total.damaged_files and self.prepare.damaged_files == "refuse":
+            shown = "; ".join(f"{x.file}, from line {x.line} on: {x.reason}" for x in total.damaged[:3])
+            raise DataError(
+                f"damaged files, of which only the beginning can be read: {total.damaged_files:,}: {shown}; or set "
+                "prepare.damaged_files=keep_beginning to go without it "
+                f"(`pretrain prepare` lists them all in {QUARANTINE_NAME} of the data folder)"
+            )
         seen = total.documents + total.bad_documents
         if total.bad_documents > self.prepare.bad_document_limit * seen:
             shown = "; ".join(f"{x.file}{f', line {x.line}' if x.line else ''}: {x.reason}" for x in total.bad[:3])
@@ -318,7 +325,9 @@ def _corpus(counts: Mapping[str, Counts], survey: Survey | None) -> dict[str, An
 
 def _config_hash(prepare: PrepareSettings) -> str:
     """Of the settings that reach into the bytes of a shard."""
-    content = prepare.model_dump_json(exclude={"bad_document_limit": True, "tokenizer": ENGINE_CHOICE})
+    content = prepare.model_dump_json(
+        exclude={"bad_document_limit": True, "damaged_files": True, "tokenizer": ENGINE_CHOICE}
+    )
     return hash_bytes(f"{MANIFEST_FORMAT}/{content}".encode())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.folder import CLEANING_NAME, QUARANTINE_NAME
+from pretrain.data.left_out import left_out
 from pretrain.data.token_shards import SPLITS, Manifest
 
 
@@ -30,6 +31,8 @@ class PrepareReport:
     """What was read: documents, duplicates, bad_documents, and dropped ones by reason."""
     sources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By source: tokens and documents of train and validation."""
+    emptied: Mapping[str, str] = field(default_factory=dict)
+    """Of sources of which nothing is left: what went, by name of the source."""
     tasks_skipped: int = 0
     """Ranges whose shards an earlier run had finished."""
     deaths: int = 0
@@ -52,16 +55,22 @@ class PrepareReport:
             f"({rate:.1f} MB/s, {self.backend})",
             f"  left out: {', '.join(self._left_out())}; shown in {CLEANING_NAME}",
         ]
+        if damaged := self.corpus.get("damaged_files"):
+            lines.append(
+                f"  DAMAGED files, of which only the beginning was read: {damaged:,}; {QUARANTINE_NAME} names them"
+            )
         if self.tasks_skipped:
             lines.append(f"  finished before: {self.tasks_skipped:,} ranges")
         if self.deaths:
             lines.append(f"  worker processes died {self.deaths} times and were replaced; their tasks were run again")
         if len(self.sources) > 1:
-            lines += [
-                f"  {name}: {counts['tokens']:,} tokens of {counts['documents']:,} documents"
-                for name, counts in self.sources.items()
-            ]
+            lines += [self._source_line(name) for name in self.sources]
         return lines
+
+    def _source_line(self, name: str) -> str:
+        counts, why = self.sources[name], self.emptied.get(name)
+        told = f"  {name}: {counts['tokens']:,} tokens of {counts['documents']:,} documents"
+        return told if why is None else f"{told}: {why}"
 
     def _left_out(self) -> list[str]:
         corpus, bad = self.corpus, self.corpus["bad_documents"]
@@ -99,6 +108,11 @@ class PrepareReport:
             vocab_size=manifest.vocab_size,
             corpus=manifest.corpus,
             sources={name: _of_source(manifest, name) for name in manifest.sources},
+            emptied={
+                name: told
+                for name in manifest.sources
+                if not manifest.source("train", name).tokens and (told := left_out(manifest, name))
+            },
             tasks_skipped=tasks_skipped,
             deaths=deaths,
         )

@@ -49,7 +49,7 @@ def pair_of(source: str, target: str, pair_max_characters: int) -> Made:
 
 
 def values_maker(corpus: CorpusSettings, prepare: PrepareSettings) -> Callable[..., Made]:
-    """From the values of a row, one for each of `corpus.fields` (None where absent), to what it is."""
+    """From the values of a row, one for each of `corpus.fields` (None for null, ABSENT), to what it is."""
     names, longest, characters = corpus.fields, prepare.max_document_bytes, prepare.pair_max_characters
 
     def text(value: Any) -> Made:
@@ -83,12 +83,19 @@ def object_maker(corpus: CorpusSettings, prepare: PrepareSettings) -> Callable[[
 
 
 def field_of(row: Any, name: str) -> Any:
-    """A field by its name, or by the dotted path to it; None where it is not there."""
+    """A field by its name, or by the dotted path to it; ABSENT where it is not there."""
     if isinstance(row, dict) and name in row:
         return row[name]
     for key in name.split("."):
-        row = row.get(key) if isinstance(row, dict) else None
+        row = row.get(key, ABSENT) if isinstance(row, dict) else ABSENT
     return row
+
+
+class _Absent:
+    """Stands for a value that is not there, which null is."""
+
+
+ABSENT = _Absent()
 
 
 class Undecodable:
@@ -99,8 +106,10 @@ class Undecodable:
 
 
 def _not_text(name: str, value: Any) -> str:
-    if value is None:
+    if value is ABSENT:
         return f"no field {name!r}"
+    if value is None:
+        return f"field {name!r} is null, not text"
     if isinstance(value, Undecodable):
         return f"field {name!r} is {value.reason}"
     return f"field {name!r} is {type(value).__name__}, not text"

@@ -25,6 +25,7 @@ ZSTD_STEP_BYTES, ZSTD_SMALLEST_STEP_BYTES = 512, 16
 BUFFER_BYTES = 256 << 10
 SKIPPED_BYTES = 256 << 10
 REPLAY_BYTES = 16
+FETCH_AGAIN = "what comes behind is lost: fetch the file again"
 _KIND = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -154,13 +155,16 @@ class _Inflated(io.RawIOBase):
         self._block = memoryview(b"")
 
     def _inflate(self) -> Iterator[bytes]:
+        taken = 0
         try:
             while piece := self._file.read(PIECE_BYTES):
                 yield from self._codec.inflate(piece)
+                taken += len(piece)
         except Damaged as error:
-            raise Damaged(f"damaged {self._kind} file: {error}") from None
+            where = f"within {PIECE_BYTES:,} bytes from {taken:,}"
+            raise Damaged(f"damaged {self._kind} file: {error}, {where}; {FETCH_AGAIN}") from None
         if self._codec.within:
-            raise Damaged(f"damaged {self._kind} file: it is cut off")
+            raise Damaged(f"damaged {self._kind} file: it is cut after {taken:,} bytes; {FETCH_AGAIN}")
 
     def readable(self) -> bool:
         """It is."""

@@ -125,7 +125,7 @@ def check(config: RunConfig, launch: Launch | None = None) -> CheckedRun:
     """Fills in `auto` and judges every rule; writes nothing. Raises the error of the first stage that does not hold."""
     launch = launch or Launch()
     machine = this_machine()
-    before = _before(config)
+    before, earlier = _before(config), _earlier(config)
     early = check_before_data(config, launch, machine)
     manifest = wait_for_manifest(early.data, print)
     vocab_size = early.model.vocab_size or manifest.vocab_size
@@ -138,7 +138,8 @@ def check(config: RunConfig, launch: Launch | None = None) -> CheckedRun:
         check_tokenizer(resolved.data.folder, manifest)  # shards are checked as the agent brings them
     read_token_bytes(resolved.data.folder, manifest)
     _check_checkpoint(resolved)
-    changes = check_resume(before, resolved, launch.allow_change) if before else []
+    allowed = launch.allow_change if before else tuple(RunConfig.model_fields)
+    changes = check_resume(earlier, resolved, allowed) if earlier else []
     check_disk(Disk(resolved, free_bytes(config.run_dir)))
     return CheckedRun(resolved, changes, launch.allow_change, manifest, machine)
 
@@ -184,7 +185,15 @@ def check_before_data(config: RunConfig, launch: Launch, machine: Machine) -> Ru
 
 
 def _before(config: RunConfig) -> RunConfig | None:
-    """What the run was resolved to by an earlier launch."""
+    """What the run was resolved to by an earlier launch, whose training this one continues.
+
+    A launch that left no checkpoint binds nobody: it may have been started on the wrong data, or failed in its ranks.
+    """
+    return _earlier(config) if latest_checkpoint(config.run_dir) is not None else None
+
+
+def _earlier(config: RunConfig) -> RunConfig | None:
+    """What an earlier launch left in the run's folder, whatever became of it."""
     return read_resolved(config.run_dir) if (config.run_dir / RESOLVED_NAME).exists() else None
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from pretrain.config import RunConfig
+from pretrain.data.left_out import left_out
 from pretrain.data.token_shards import Manifest
 from pretrain.errors import ConfigError, DataError, StorageError
 from pretrain.model.flops import num_parameters
@@ -140,8 +141,8 @@ DATA_RULES: tuple[Rule[Prepared], ...] = (
         lambda p: p.manifest.complete and p.manifest.splits["train"].tokens <= p.config.data.sequence_length,
         lambda p: (
             f"data.dir={p.config.data.dir} holds {p.manifest.splits['train'].tokens} training tokens, not enough for one "
-            f"sequence of data.sequence_length={p.config.data.sequence_length} and its last target; prepare a larger corpus, "
-            "or shorten the sequences"
+            f"sequence of data.sequence_length={p.config.data.sequence_length} and its last target; "
+            + (left_out(p.manifest) or "prepare a larger corpus, or shorten the sequences")
         ),
     ),
     Rule(

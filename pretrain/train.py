@@ -17,32 +17,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pretrain.checkpoint.format import (
     CheckpointRef,
-    Metadata,
     RunState,
-    allowed_of_launch,
-    check_same_model,
-    committed_checkpoints,
 )
-from pretrain.checkpoint.load import find_checkpoint, read_run_state, restore, verify_together
+from pretrain.checkpoint.load import restore, verify_together
 from pretrain.checkpoint.prune import prune
 from pretrain.checkpoint.save import save
 from pretrain.config import RunConfig, read_resolved
 from pretrain.data.batches import Batches, check_slices
 from pretrain.data.bigram import bigram_baseline
 from pretrain.data.feed import Feed
-from pretrain.data.micro_batch import IGNORED, MicroBatch
+from pretrain.data.follow import Starved
+from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.plan import check_epochs
 from pretrain.data.plan_segments import PlanSegment
-from pretrain.data.token_shards import Manifest, read_manifest, read_token_bytes
+from pretrain.data.token_shards import read_manifest
 from pretrain.data.validation import validation_by_source
 from pretrain.engine.build import build_engine
 from pretrain.engine.protocol import Engine, EvaluationResult, StepResult
 from pretrain.engine.world import end_world, start_world
-from pretrain.errors import CheckpointError, ConfigError, DataError, StorageError
+from pretrain.errors import CheckpointError, ConfigError, StorageError
 from pretrain.guard.anomalies import SkippedSteps
 from pretrain.guard.fault_file import as_told, run_rank
 from pretrain.guard.parent import die_with_parent
@@ -57,12 +52,13 @@ from pretrain.metrics.step_values import (
     source_values,
     step_time_values,
     step_values,
+    training_losses,
 )
-from pretrain.metrics.tracker import ensure_wandb_id
 from pretrain.metrics.usage import device_peak_bytes, host_bytes
-from pretrain.parallel.agreement import world_maximum, world_sum
+from pretrain.parallel.agreement import gather_texts, world_maximum
 from pretrain.parallel.mesh import ProcessMesh
-from pretrain.resumed_order import RunOrder, fresh_order, resumed_order
+from pretrain.resumed_order import RunOrder
+from pretrain.run_start import Launch, Start, find_start, order_of, target_bytes, wandb_id
 
 STEP_TIMES_KEPT = 100
 """Steps over which percentiles of the step time are taken."""
@@ -93,9 +89,9 @@ def train(run_dir: Path, generation: int, stop: StopSignals) -> None:
     config = read_resolved(run_dir)
     mesh = _join_world(config)
     manifest = read_manifest(config.data.folder)
-    wandb_id = _wandb_id(run_dir) if mesh.rank == 0 else None
-    logs = open_logs(config, run_dir, generation, wandb_id, manifest, mesh)
-    launch = Launch(config, run_dir, generation, manifest, wandb_id, logs)
+    name = wandb_id(run_dir) if mesh.rank == 0 else None
+    logs = open_logs(config, run_dir, generation, name, manifest, mesh)
+    launch = Launch(config, run_dir, generation, manifest, name, logs)
     try:
         training = build(launch, mesh, find_start(launch, mesh), stop)
         with training.batches:
@@ -109,66 +105,11 @@ def train(run_dir: Path, generation: int, stop: StopSignals) -> None:
     logs.tracker.finish(summary)
 
 
-@dataclass(frozen=True)
-class Launch:
-    """One launch of a run, as a rank sees it before anything is built."""
-
-    config: RunConfig
-    """Resolved."""
-    run_dir: Path
-    generation: int
-    manifest: Manifest
-    """Of the data."""
-    wandb_id: str | None
-    """Of rank 0, which alone needs it."""
-    logs: RunLogs
-
-
-@dataclass(frozen=True)
-class Start:
-    """The checkpoint that a run goes on from."""
-
-    ref: CheckpointRef
-    metadata: Metadata
-    damaged: tuple[CheckpointRef, ...]
-    """Newer ones that could not be used."""
-
-
-def find_start(launch: Launch, mesh: ProcessMesh) -> Start | None:
-    """The newest whole checkpoint of this run, None for a fresh start; damaged ones are told and passed over.
-
-    Raises CheckpointError where all are damaged or are of another model, DataError where the tokenizer is another.
-    """
-
-    damaged: list[CheckpointRef] = []
-
-    def report(ref: CheckpointRef, damage: list[str]) -> None:
-        damaged.append(ref)
-        told = f"the checkpoint of step {ref.step:,} is damaged, the one before it is tried: {damage[0]}"
-        launch.logs.event("checkpoint_damaged", told, step=ref.step, generation=ref.generation, damage=damage)
-
-    ref = find_checkpoint(launch.run_dir, mesh, report)
-    if ref is None:
-        return None
-    metadata = read_run_state(ref)
-    check_same_model(metadata, launch.config.model.model_dump(mode="json"))
-    before, now = metadata.state.tokenizer_hash, launch.manifest.tokenizer_hash
-    if before != now:
-        raise DataError(
-            f"{launch.config.data.dir}: its tokenizer ({now}) is not the one that the checkpoint of step {ref.step} was "
-            f"trained with ({before}); point data.dir at the run's own data"
-        )
-    return Start(ref, metadata, tuple(damaged))
-
-
 def build(launch: Launch, mesh: ProcessMesh, start: Start | None, stop: StopSignals) -> "Training":
     """The parts of a run, at the step where it starts."""
     config = launch.config
     engine = build_engine(config, mesh, config.train.steps)
-    begin = time.monotonic()
-    if start is not None:
-        restore(engine, start.ref)
-    load_s = time.monotonic() - begin
+    load_s = _restore(engine, start)
     rows = {
         "micro_batch_sequences": config.train.micro_batch_sequences,
         "data_rank": mesh.batch.rank,
@@ -177,10 +118,8 @@ def build(launch: Launch, mesh: ProcessMesh, start: Start | None, stop: StopSign
     check_slices(config.global_batch_sequences, rows["micro_batch_sequences"], rows["data_size"])
     tell = launch.logs.console.message
     feed = Feed(config.data, config.run.seed, tell)
-    order = _order(launch, feed, start)
-    repeats = check_epochs(
-        config.data, feed.plan, order.segments[-1].place(order.segments[-1].sample(config.train.steps))
-    )
+    order = order_of(launch, feed, start)
+    repeats = _repeats(config, feed, order)
     validation = validation_by_source(config.data, sequences=config.evaluation.sequences, tell=tell, **rows)
     batches = Batches(
         feed,
@@ -190,22 +129,14 @@ def build(launch: Launch, mesh: ProcessMesh, start: Start | None, stop: StopSign
         memory="pinned" if mesh.device.type == "cuda" else "pageable",
         **rows,
     )
-    announce(
-        launch.logs,
-        overview(config, launch.manifest, engine, start.ref.path if start else None),
-        (*batches.notes, *repeats),
-        launch.generation,
-        load_s,
-    )
-    if order.told is not None:
-        launch.logs.event("order_segment", order.told, **order.segments[-1].model_dump(mode="json"))
+    _tell(launch, engine, start, order, (*batches.notes, *repeats), load_s)
     return Training(
         launch=launch,
         engine=engine,
         batches=batches,
         segments=order.segments,
         validation=validation,
-        validation_bytes=_target_bytes(launch, validation, mesh),
+        validation_bytes=target_bytes(launch, validation, mesh),
         arithmetic=arithmetic_of(config, mesh),
         stop=stop,
         skipped=SkippedSteps(config.optimizer.max_skipped_in_a_row),
@@ -213,6 +144,29 @@ def build(launch: Launch, mesh: ProcessMesh, start: Start | None, stop: StopSign
         checkpoint=start.ref if start else None,
         damaged=start.damaged if start else (),
     )
+
+
+def _restore(engine: Engine, start: Start | None) -> float:
+    """Goes to the checkpoint, if there is one; returns the seconds that it took."""
+    begin = time.monotonic()
+    if start is not None:
+        restore(engine, start.ref)
+    return time.monotonic() - begin
+
+
+def _tell(
+    launch: Launch, engine: Engine, start: Start | None, order: RunOrder, notes: Sequence[str], load_s: float
+) -> None:
+    told = overview(launch.config, launch.manifest, engine, start.ref.path if start else None)
+    announce(launch.logs, told, notes, launch.generation, load_s)
+    if order.told is not None:
+        launch.logs.event("order_segment", order.told, **order.segments[-1].model_dump(mode="json"))
+
+
+def _repeats(config: RunConfig, feed: Feed, order: RunOrder) -> Sequence[str]:
+    """Sentences on sources that the run reads more than once. Raises DataError above data.order.max_epochs."""
+    segment = order.segments[-1]
+    return check_epochs(config.data, feed.plan, segment.place(segment.sample(config.train.steps)))
 
 
 @dataclass
@@ -280,11 +234,37 @@ class Training:
     def _step(self) -> tuple[StepResult, StepCost, StopReason]:
         """One step, what it cost, and whether any rank was asked to stop; the same on every rank."""
         mesh, begin = self.engine.mesh, time.perf_counter()
-        result = self.engine.train_step(next(self.batches))
+        result = self.engine.train_step(self._batch())
         figures = [time.perf_counter() - begin, self.batches.wait_s, device_peak_bytes(mesh.device), host_bytes()]
         *largest, reason = world_maximum([*figures, float(self.stop.reason)], mesh)
         self.targets += result.targets
         return result, StepCost(*largest), StopReason(int(reason))
+
+    def _batch(self) -> Sequence[MicroBatch]:
+        """This rank's micro-batches of the next step.
+
+        Raises what reading them does. Where the preparation that the run follows died, ranks may meet it at different steps, for
+        each reads rows of its own: they agree, save a checkpoint together, and all raise Starved.
+        """
+        if self.config.data.manifest == "finished":
+            return next(self.batches)
+        found, told = None, ""
+        try:
+            found = next(self.batches)
+        except Starved as error:
+            told = str(error)
+        if not world_maximum([float(found is None)], self.engine.mesh)[0]:
+            assert found is not None
+            return found
+        if found is not None:
+            self.batches.put_back()
+        reached, told = self.engine.step, next(filter(None, gather_texts(told, self.engine.mesh)))
+        if reached and (self.checkpoint is None or self.checkpoint.step < reached):
+            self._try_to_save()
+        kept = (
+            f"its checkpoint of step {self.checkpoint.step:,} is saved" if self.checkpoint else "it has no checkpoint"
+        )
+        raise Starved(f"{told}\nthe run stands at step {reached:,}, {kept}")
 
     def _values(self, result: StepResult, cost: StepCost) -> dict[str, float]:
         """The row of the step; what of it concerns a reader is told at once."""
@@ -293,7 +273,9 @@ class Training:
         progress = Progress(self.targets, batches.next_sample, batches.passes, self.engine.skipped_steps)
         self.step_times_s.append(cost.duration_s)
         values = step_values(result, cost, self.arithmetic, progress) | self.save_cost
-        values |= source_values(batches.source_samples, batches.source_epochs, self.config.data.sequence_length)
+        samples = batches.source_samples
+        values |= source_values(samples, batches.source_epochs, self.config.data.sequence_length)
+        values |= training_losses(result.loss_by_source, tuple(samples))
         self.save_cost = {}
         if result.skipped:
             told = f"step {step:,} is skipped on all ranks: its gradient is not finite"
@@ -393,37 +375,6 @@ def _join_world(config: RunConfig) -> ProcessMesh:
         return ProcessMesh.create(config.parallel_layout, device)
     except ValueError as error:
         raise ConfigError(f"{error}; start as many ranks as the layout has") from None
-
-
-def _wandb_id(run_dir: Path) -> str:
-    """The id under which W&B knows the run: the folder's, else that of its newest readable checkpoint, else a new one."""
-    for ref in committed_checkpoints(run_dir):
-        try:
-            return ensure_wandb_id(run_dir, read_run_state(ref).state.wandb_id)
-        except CheckpointError:
-            continue
-    return ensure_wandb_id(run_dir)
-
-
-def _order(launch: Launch, feed: Feed, start: Start | None) -> RunOrder:
-    """Puts the feed where the run stands. Raises DataError where the order of samples changed unasked."""
-    batch = launch.config.global_batch_sequences
-    if start is None:
-        return fresh_order(feed, batch)
-    allowed = allowed_of_launch(launch.run_dir, launch.generation)
-    return resumed_order(feed, start.metadata.state, start.ref.step, batch, allowed, launch.config.data.dir)
-
-
-def _target_bytes(launch: Launch, validation: Mapping[str, Sequence[MicroBatch]], mesh: ProcessMesh) -> int:
-    """Bytes of text that the validation targets of all data ranks stand for; every rank calls it."""
-    token_bytes = torch.from_numpy(read_token_bytes(launch.config.data.folder, launch.manifest).astype("int64"))
-    mine = sum(
-        int(token_bytes[batch.labels[batch.labels != IGNORED]].sum())
-        for batches in validation.values()
-        for batch in batches
-    )
-    # Ranks that differ in any other coordinate than that of the batch read the same rows.
-    return round(world_sum([float(mine)], mesh)[0] * mesh.batch.size / mesh.layout.world_size)
 
 
 if __name__ == "__main__":

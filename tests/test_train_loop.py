@@ -4,7 +4,7 @@ import errno
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,18 +16,20 @@ from pretrain.checkpoint.load import read_run_state, restore
 from pretrain.checkpoint.tensor_file import HashedFile
 from pretrain.config import RunConfig
 from pretrain.data.batches import Batches
+from pretrain.data.follow import Starved
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.plan_segments import PlanSegment
 from pretrain.data.token_shards import Manifest
 from pretrain.engine.protocol import StepResult
-from pretrain.errors import CheckpointError, Interrupted, Preempted, RankFault, StorageError
+from pretrain.errors import CheckpointError, DataError, Interrupted, Preempted, RankFault, StorageError
 from pretrain.guard.anomalies import SkippedSteps
 from pretrain.guard.preemption import StopReason, StopSignals
 from pretrain.metrics.console import RunConsole
 from pretrain.metrics.run_logs import RunLogs
 from pretrain.metrics.step_values import Arithmetic
 from pretrain.parallel.mesh import ProcessMesh
-from pretrain.train import Launch, Training
+from pretrain.run_start import Launch
+from pretrain.train import Training
 from tests.checkpoint.fake_engine import FakeEngine, launch, micro_batch, trained_engine
 from tests.data.folders import text_documents, write_folder
 
@@ -63,6 +65,7 @@ class FakeBatches:
     plan_hash = "plan"
     wait_s = 0.0
     source_epochs: Mapping[str, float] = {}
+    starved_at: int | None = None
 
     def __init__(self, first_step: int) -> None:
         self.step = first_step
@@ -83,6 +86,8 @@ class FakeBatches:
         return self
 
     def __next__(self) -> Sequence[MicroBatch]:
+        if self.step == self.starved_at:
+            raise Starved("the folder: preparation has stopped")
         self.step += 1
         return [micro_batch(self.step - 1)]
 
@@ -139,6 +144,18 @@ def test_each_step_is_one_row_and_evaluations_are_in_the_row_of_their_step(tmp_p
     assert [step for step, values in rows if "eval/loss" in values] == [0, 4, 6]
     assert [values["train/tokens"] for _, values in rows[1:]] == [6, 12, 18, 24, 30, 36]
     assert [step for step, values in rows if "checkpoint/save_s" in values] == [3, 5]
+
+
+def test_the_row_of_a_step_tells_the_loss_of_the_sources_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training(tmp_path)
+    step = run.engine.train_step
+    run.engine.train_step = lambda microbatches: replace(step(microbatches), loss_by_source=(4.5, None))
+    monkeypatch.setattr(FakeBatches, "source_samples", {"web": 3, "notes": 0})
+    run.run()
+    _, values = recorder(run).rows[0]
+    assert {name: value for name, value in values.items() if name.startswith("train/loss/")} == {"train/loss/web": 4.5}
 
 
 def test_without_an_interval_the_end_alone_is_evaluated(tmp_path: Path) -> None:
@@ -218,6 +235,16 @@ def test_ctrl_c_outweighs_a_preemption_and_a_stop_at_the_last_step_is_a_finished
     run = training(tmp_path, trained_engine(5))
     run.stop.reason = StopReason.PREEMPTED
     assert run.run()["steps"] == 6
+
+
+@pytest.mark.parametrize(("starved_at", "saved"), [(3, [3, 2]), (2, [2]), (0, [])])
+def test_a_run_whose_preparation_died_saves_what_it_has(tmp_path: Path, starved_at: int, saved: list[int]) -> None:
+    run = training(tmp_path, data={"manifest": "follow", "order": {"method": "eras"}})
+    cast("FakeBatches", run.batches).starved_at = starved_at
+    kept = f"its checkpoint of step {starved_at} is saved" if saved else "it has no checkpoint"
+    with pytest.raises(DataError, match=rf"preparation has stopped\nthe run stands at step {starved_at}, {kept}"):
+        run.run()
+    assert saved_steps(tmp_path) == saved
 
 
 def test_a_full_disk_at_an_interval_is_told_and_training_goes_on(

@@ -18,7 +18,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal
 
@@ -28,7 +28,7 @@ import torch
 from pretrain.data.feed import Feed
 from pretrain.data.follow import Waiting
 from pretrain.data.local_shards import Position
-from pretrain.data.micro_batch import MicroBatch
+from pretrain.data.micro_batch import MicroBatch, RowSources
 from pretrain.data.objectives import Allocator, Rows
 from pretrain.data.plan_segments import first_segment
 from pretrain.data.settings import DataSettings
@@ -48,9 +48,9 @@ class _Slot:
     micro_batches: tuple[MicroBatch, ...]
 
     @classmethod
-    def of(cls, rows: Rows, micro_rows: int) -> "_Slot":
+    def of(cls, rows: Rows, micro_rows: int, num_sources: int) -> "_Slot":
         parts = range(0, len(rows.labels), micro_rows)
-        return cls(rows, tuple(micro_batch(rows.part(at, at + micro_rows)) for at in parts))
+        return cls(rows, tuple(micro_batch(rows.part(at, at + micro_rows), num_sources) for at in parts))
 
 
 class Batches:
@@ -88,9 +88,7 @@ class Batches:
         # One slot more than are queued is being filled, and one more is in the consumer's hands.
         self._free: queue.SimpleQueue[_Slot | None] = queue.SimpleQueue()
         for _ in range(prefetch + 2):
-            rows = Rows.empty(self._rows, objective.widths, objective.sequence_length, _allocator(memory))
-            objective.lay_out(rows)
-            self._free.put(_Slot.of(rows, self._micro))
+            self._free.put(self._slot(_allocator(memory)))
         self._ready: queue.SimpleQueue[_Slot | BaseException] = queue.SimpleQueue()
         self._held: _Slot | None = None
         self._failure: BaseException | None = None
@@ -98,6 +96,14 @@ class Batches:
         self._position = Position(feed.folder)
         self._thread = threading.Thread(target=self._work, args=(first_step,), name="prefetch", daemon=True)
         self._thread.start()
+
+    def _slot(self, allocate: Allocator) -> _Slot:
+        objective, num_sources = self._feed.objective, len(self._feed.plan.sources)
+        rows = Rows.empty(self._rows, objective.widths, objective.sequence_length, allocate)
+        objective.lay_out(rows)
+        if num_sources > 1:
+            rows = replace(rows, sources=np.zeros(self._rows, dtype=np.int64))
+        return _Slot.of(rows, self._micro, num_sources)
 
     @property
     def plan_hash(self) -> str:
@@ -165,6 +171,10 @@ class Batches:
         self._held = slot
         self.step += 1
         return list(slot.micro_batches)
+
+    def put_back(self) -> None:
+        """The step that was given last is not trained on: it counts as the one that comes next. It is not given again."""
+        self.step -= 1
 
     def close(self) -> None:
         """Ends the thread. Iterating afterwards is an error."""
@@ -255,8 +265,10 @@ def check_slices(global_batch: int, micro_batch: int, data_size: int) -> None:
         )
 
 
-def micro_batch(rows: Rows) -> MicroBatch:
-    """Rows as tensors that share their memory."""
+def micro_batch(rows: Rows, num_sources: int = 1) -> MicroBatch:
+    """Rows as tensors that share their memory; their sources are numbers below `num_sources`."""
     return MicroBatch(
-        {name: torch.from_numpy(array) for name, array in rows.fields.items()}, torch.from_numpy(rows.labels)
+        {name: torch.from_numpy(array) for name, array in rows.fields.items()},
+        torch.from_numpy(rows.labels),
+        None if rows.sources is None else RowSources(torch.from_numpy(rows.sources), num_sources),
     )

@@ -137,6 +137,8 @@ class Feed:
     def fill(self, place: tuple[np.ndarray, np.ndarray], rows: Rows) -> None:
         """Fills rows with the windows of a place that `places` gave. Raises DataError for damage."""
         sources, windows = place
+        if rows.sources is not None:
+            rows.sources[:] = sources
         self.objective.fill(windows, rows, sources if len(self.plan.sources) > 1 else None)
 
 

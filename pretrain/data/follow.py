@@ -36,6 +36,10 @@ def silent(_: str) -> None:
     """Tells nobody."""
 
 
+class Starved(DataError):
+    """Nothing prepares the folder any more, and a run needs more of it."""
+
+
 class Waiting(Exception):
     """The wait was called off."""
 
@@ -85,7 +89,7 @@ def wait_for_growth(
         sleep: waits some seconds.
 
     Raises:
-        DataError: nothing prepares the folder any more, though it is not complete.
+        Starved: nothing prepares the folder any more, though it is not complete.
         Waiting: it was called off.
     """
     polls, dead = 0, 0
@@ -96,7 +100,7 @@ def wait_for_growth(
         if manifest.complete or _shards(manifest) != _shards(seen):
             return manifest
         if dead >= DEAD_POLLS:
-            raise DataError(
+            raise Starved(
                 f"{folder}: preparation has stopped before its end, and training needs {what}; start `pretrain prepare` with the "
                 "same config again, it goes on where it stopped, and continue the run"
             )

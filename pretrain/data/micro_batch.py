@@ -9,6 +9,16 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
+class RowSources:
+    """Which source of the data each of B sequences is from."""
+
+    numbers: torch.Tensor
+    """(B,) int64 below `count`."""
+    count: int
+    """Sources of the data, the same in every batch."""
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """Integer tensors of B sequences of S tokens."""
 
@@ -17,6 +27,8 @@ class MicroBatch:
     sample (B,). Seq2seq: source_tokens, source_documents (B, S_source) as well. All int64."""
     labels: torch.Tensor
     """(B, S) int64: the token to predict at each position, or IGNORED."""
+    sources: RowSources | None = None
+    """Losses are told by them; None: of one source, or not told apart. The model does not see them."""
 
     @property
     def targets(self) -> int:

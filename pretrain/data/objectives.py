@@ -37,6 +37,8 @@ class Rows:
 
     fields: Mapping[str, np.ndarray]
     labels: np.ndarray
+    sources: np.ndarray | None = None
+    """(B,) int64: number of the source of each row, filled by the feed; None where nobody asks."""
 
     @classmethod
     def empty(
@@ -49,7 +51,8 @@ class Rows:
 
     def part(self, start: int, stop: int) -> "Rows":
         """Views of some of the rows."""
-        return Rows({name: array[start:stop] for name, array in self.fields.items()}, self.labels[start:stop])
+        fields = {name: array[start:stop] for name, array in self.fields.items()}
+        return Rows(fields, self.labels[start:stop], None if self.sources is None else self.sources[start:stop])
 
     def clear(self, padding: int) -> None:
         """Makes every row padding: no document, no target. `sample` stays."""

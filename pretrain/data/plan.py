@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.data.left_out import left_out
 from pretrain.data.manifest import Manifest, SplitRecord
 from pretrain.data.mixture import Mixture, Stage, integer_weights
 from pretrain.data.order_settings import OrderSettings
@@ -198,7 +199,7 @@ def build_plan(
         sources.append(PlanSource(name, record, count, manifest.complete))
     check_weights(data, manifest)
     stages = _stages(data, sources)
-    _check_sizes(data, sources, stages)
+    _check_sizes(data, manifest, sources, stages)
     by_size = data.order.weights is None and not data.order.stages
     return Plan(
         sources=tuple(sources),
@@ -270,17 +271,17 @@ def _by_size(sources: Sequence[PlanSource]) -> tuple[Stage, ...]:
     return (Stage(None, sizes if any(sizes) else tuple(1 for _ in sizes)),)
 
 
-def _check_sizes(data: DataSettings, sources: Sequence[PlanSource], stages: Sequence[Stage]) -> None:
+def _check_sizes(
+    data: DataSettings, manifest: Manifest, sources: Sequence[PlanSource], stages: Sequence[Stage]
+) -> None:
     """Raises DataError for a source that is asked for and will never have a sample."""
     for number, source in enumerate(sources):
         asked = any(stage.weights[number] for stage in stages)
         if not asked or source.samples or not source.complete:
             continue
         which = "the training split" if len(sources) == 1 else f"the training split of source {source.name}"
-        raise DataError(
-            f"{data.dir}: {which} is shorter than one sequence of {data.sequence_length} tokens; "
-            "prepare a larger corpus, or lower data.sequence_length"
-        )
+        why = left_out(manifest, source.name) or "prepare a larger corpus, or lower data.sequence_length"
+        raise DataError(f"{data.dir}: {which} is shorter than one sequence of {data.sequence_length} tokens; {why}")
 
 
 def check_epochs(data: DataSettings, plan: Plan, total: int) -> tuple[str, ...]:

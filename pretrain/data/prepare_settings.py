@@ -34,6 +34,9 @@ class PrepareSettings(Settings):
     """Share of documents held out for validation, chosen by a hash of their content."""
     bad_document_limit: Fraction = 0.05
     """Share of documents that may be unreadable (not UTF-8, malformed rows) before preparation stops; each is quarantined."""
+    damaged_files: Literal["refuse", "keep_beginning"] = "refuse"
+    """What becomes of a .gz or .zst file of rows or lines that is cut or altered: `refuse` ends the preparation, since nobody
+    knows how much is lost behind the damage; `keep_beginning` takes what precedes it."""
     max_document_bytes: PositiveInt = 67_108_864
     """Longest document, in bytes; a longer one is quarantined: it is a dump or a log more often than a text."""
     pair_max_characters: PositiveInt = 300

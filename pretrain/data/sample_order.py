@@ -46,7 +46,10 @@ class Permutation:
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
         """(n,) int64 images of (n,) indices in 0 .. size - 1."""
-        values = self._encrypt(indices.astype(np.uint64))
+        values = indices.astype(np.uint64)  # one below 0 becomes a large one
+        # A walk from outside of the domain never comes back into it.
+        assert int(values.max(initial=0)) < self.size, f"an index is not within 0 .. {self.size - 1}"
+        values = self._encrypt(values)
         outside = np.flatnonzero(values >= self.size)
         while len(outside):
             values[outside] = self._encrypt(values[outside])
@@ -101,6 +104,7 @@ class SampleOrder:
         while done < len(positions):
             epoch = int(positions[done]) // self.size
             stop = int(np.searchsorted(positions, (epoch + 1) * self.size))
+            assert stop > done, "positions do not ascend"
             found[done:stop] = self._permutation(epoch)(positions[done:stop] - epoch * self.size)
             done = stop
         return found

@@ -61,6 +61,7 @@ class ErasOfSource:
             permutation = self._permutation(epoch, number)
             first = epoch * self.size + number * self._era
             stop = int(np.searchsorted(positions, first + permutation.size))
+            assert stop > done, "an era must hold the position that it was chosen for"  # or nothing is done, for ever
             found[done:stop] = permutation(positions[done:stop] - first) + number * self._era
             done = stop
         return found

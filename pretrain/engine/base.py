@@ -23,6 +23,7 @@ from pretrain.engine.steps import (
     count_targets,
     evaluation_result,
     micro_batch_weight,
+    source_numbers,
     step_result,
 )
 from pretrain.parallel.mesh import ProcessMesh
@@ -47,23 +48,21 @@ class EngineBase(ABC):
     def train_step(self, microbatches: Sequence[MicroBatch]) -> StepResult:
         """See the protocol."""
         microbatches = [context_part(batch, self._sequence) for batch in microbatches]
-        targets = count_targets(microbatches, self.mesh)
-        weight = micro_batch_weight(targets, len(microbatches), self.mesh)
+        row_sources = source_numbers(microbatches)
+        targets = count_targets(microbatches, self.mesh, row_sources)
+        weight = micro_batch_weight(sum(targets), len(microbatches), self.mesh)
         lr = self._plan.lr(self.step)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         grad_norm, skipped = self._attempt(microbatches, weight)
         self.step += 1
         self.skipped_steps += int(skipped)
-        batch = self._global_batch(microbatches, targets)
+        sequences = sum(len(batch.labels) for batch in microbatches) * self.mesh.layout.dp
+        batch = GlobalBatch(targets, sequences, row_sources, self._plan.expert_layers, self._plan.num_experts)
         result = step_result(self._loss.take(), self.mesh, batch, grad_norm=grad_norm, lr=lr, skipped=skipped)
         if result.expert_load is not None and not skipped:
             self._balance.move(result.expert_load)
         return result
-
-    def _global_batch(self, microbatches: Sequence[MicroBatch], targets: int) -> GlobalBatch:
-        plan, sequences = self._plan, sum(len(batch.labels) for batch in microbatches) * self.mesh.layout.dp
-        return GlobalBatch(targets, sequences, plan.expert_layers, plan.num_experts)
 
     def evaluate(self, microbatches: Sequence[MicroBatch]) -> EvaluationResult:
         """See the protocol."""

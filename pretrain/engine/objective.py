@@ -20,6 +20,8 @@ class LossSums:
 
     def __init__(self) -> None:
         self.by_position: torch.Tensor | None = None
+        self.by_row: list[torch.Tensor] = []
+        """Of each micro-batch, (B,) float64."""
         self.targets_by_position: torch.Tensor | None = None
         self.objective: torch.Tensor | None = None
         self.z_loss: torch.Tensor | None = None
@@ -32,7 +34,9 @@ class LossSums:
         self, cross_entropy: torch.Tensor, valid: torch.Tensor, objective: torch.Tensor, z_loss: torch.Tensor
     ) -> None:
         """Adds a micro-batch: cross_entropy, valid (B, S); objective and z_loss are sums over its tokens."""
-        by_position, targets = cross_entropy.double().sum(0), valid.long().sum(0)
+        exact = cross_entropy.double()
+        by_position, targets = exact.sum(0), valid.long().sum(0)
+        self.by_row.append(exact.sum(1))
         if self.by_position is None or self.targets_by_position is None:
             self.by_position, self.targets_by_position = by_position, targets
             self.objective, self.z_loss = objective.detach().double(), z_loss.detach().double()

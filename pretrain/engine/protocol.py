@@ -52,6 +52,8 @@ class StepResult:
     """What experts add to the objective, coefficients included: a sum over layers, a mean over the global batch's sequences."""
     expert_load: ExpertLoad | None = None
     """None for a dense model."""
+    loss_by_source: tuple[float | None, ...] = ()
+    """`loss` over the targets of each source; None where the batch has none of it. Empty where rows are not told apart."""
 
 
 @dataclass(frozen=True)

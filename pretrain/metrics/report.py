@@ -8,12 +8,13 @@ from pathlib import Path
 
 from pretrain.files import write_atomically
 from pretrain.html import Fragment, Section, Tile, element, join, page, tiles
-from pretrain.metrics.charts import CHART_SCRIPT, CHART_STYLE, Level, Mark, Series, charts, line_chart, smoothed
+from pretrain.metrics.charts import CHART_SCRIPT, CHART_STYLE, Color, Level, Mark, Series, charts, line_chart, smoothed
 from pretrain.metrics.console import duration, short
 from pretrain.metrics.report_sections import SECTIONS_STYLE, config_tree, history, layout_drawing, samples
 from pretrain.metrics.run_record import RunRecord, read_run
 
 REPORT_FILE = "report.html"
+SOURCE_LOSS = "train/loss/"
 QUIET_EVENTS = frozenset({"start", "restart", "finish", "checkpoint", "evaluation"})
 """Kinds of events that belong to every run: listed, but not marked on the curves (a restart is: where the attempt changes)."""
 
@@ -155,6 +156,7 @@ def _curves(run: RunRecord) -> Fragment:
             "Tokens per second", [Series("rate", run.points("perf/tokens_per_second"), "blue")], marks=marks, form=short
         ),
         _loss_by_position(run),
+        _loss_by_source(run),
     ]
     return join([main, charts([figure for figure in small if figure])]) if main or any(small) else Fragment("")
 
@@ -163,6 +165,16 @@ def _spreads(points: Sequence[tuple[float, float]]) -> bool:
     """Whether values lie so far apart that a linear axis would flatten most of them."""
     values = sorted(value for _, value in points if value > 0 and math.isfinite(value))
     return len(values) > 2 and values[-1] > 20 * values[len(values) // 2]
+
+
+def _loss_by_source(run: RunRecord) -> Fragment:
+    names = sorted({name for row in run.rows for name in row if name.startswith(SOURCE_LOSS)})
+    colors: tuple[Color, ...] = ("blue", "orange", "green", "purple", "red", "faint")
+    curves = []
+    for name, color in zip(names, colors, strict=False):  # of more sources metrics.jsonl and W&B have the rest
+        points = run.points(name)
+        curves.append(Series(name.removeprefix(SOURCE_LOSS), smoothed(points, max(2, len(points) // 50)), color))
+    return line_chart("Training loss by source", curves)
 
 
 def _loss_by_position(run: RunRecord) -> Fragment:

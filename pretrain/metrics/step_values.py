@@ -94,6 +94,12 @@ def source_values(samples: Mapping[str, int], epochs: Mapping[str, float], seque
     return tokens | {f"data/epochs/{name}": passes for name, passes in epochs.items()}
 
 
+def training_losses(losses: Sequence[float | None], names: Sequence[str]) -> dict[str, float]:
+    """Training loss of a step by source; a source that the batch has no target of is left out."""
+    told = zip(names, losses, strict=True) if losses else ()
+    return {f"train/loss/{name}": loss for name, loss in told if loss is not None}
+
+
 def source_losses(results: Mapping[str, EvaluationResult]) -> dict[str, float]:
     """Validation loss by source, where there are several."""
     return {f"eval/loss/{name}": result.loss for name, result in results.items()} if len(results) > 1 else {}

@@ -74,6 +74,10 @@ def test_rows_are_the_windows_that_the_plan_names(folder: GrowingFolder) -> None
         source, _, window = plan.sample(n)
         assert row[0] == n
         assert list(row[1 : LENGTH + 1]) == streams[source].read(window * LENGTH, (window + 1) * LENGTH).tolist()
+    with opened(data) as batches:
+        sources = (batch.sources for _ in range(6) for batch in next(batches))
+        told = [(int(each.numbers), each.count) for each in sources if each]
+    assert told == [(plan.sample(n)[0], 2) for n in range(6 * GLOBAL)]
 
 
 def test_the_union_of_ranks_is_one_sequence_over_resumes_at_other_sizes(folder: GrowingFolder) -> None:

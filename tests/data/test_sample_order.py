@@ -4,11 +4,31 @@ import numpy as np
 import pytest
 
 from pretrain.data.sample_order import Permutation, SampleOrder, plan_hash
+from pretrain.data.source_order import ErasOfSource
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 1000, 4097, 65_536])
 def test_it_is_a_permutation(size: int) -> None:
     assert sorted(Permutation(size, "key")(np.arange(size)).tolist()) == list(range(size))
+
+
+@pytest.mark.parametrize("index", [-1, 5, 8])
+def test_an_index_that_is_not_in_range_is_an_error_and_no_endless_walk(index: int) -> None:
+    with pytest.raises(AssertionError, match=r"not within 0 \.\. 4"):
+        Permutation(5, "key")(np.array([0, index]))
+
+
+def test_positions_that_do_not_ascend_are_an_error_and_no_endless_loop() -> None:
+    with pytest.raises(AssertionError):
+        SampleOrder(10, 3, "train").samples_at(np.array([15, 3, 12]))
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_an_era_that_is_too_narrow_is_an_error_and_no_endless_loop(width: int) -> None:
+    order = ErasOfSource(10, 4, 3, "train")
+    order._permutation = lambda epoch, number: Permutation(width, "key")  # type: ignore[assignment]
+    with pytest.raises(AssertionError):
+        order.samples_at(np.arange(20))
 
 
 def test_small_permutations_are_all_reached_about_equally() -> None:

@@ -119,7 +119,7 @@ def test_a_damaged_side_keeps_the_pairs_before_the_damage(tmp_path: Path) -> Non
     found = read(corpus, tmp_path)
     assert 50 < sum(len(part) for part in found) < 250 and set(pairs(found)) <= set(rows)
     [(line, reason)] = bad(found)
-    assert line == sum(len(part) for part in found) and reason == "damaged gzip file: it is cut off"
+    assert line == sum(len(part) for part in found) and reason.startswith("damaged gzip file: it is cut after ")
 
 
 def test_aligned_text_is_prepared_as_pairs(tmp_path: Path) -> None:

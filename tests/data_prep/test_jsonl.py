@@ -36,7 +36,7 @@ LINES: list[tuple[bytes, Any]] = [
     (b'{"text": "nul \\u0000"}', "NUL character"),
     (b'{"text": "raw nul \x00"}', "not JSON"),
     (bytes(50), "not JSON"),
-    (b'{"text": null}', "no field 'text'"),
+    (b'{"text": null}', "field 'text' is null, not text"),
     (b'{"body": "x"}', "no field 'text'"),
     (b'{"text": 5}', "field 'text' is int, not text"),
     (b'{"text": ["x"]}', "field 'text' is list, not text"),

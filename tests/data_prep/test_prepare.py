@@ -107,7 +107,7 @@ def test_the_same_documents_are_held_out_of_a_larger_corpus(corpus: Path, prepar
 
 def test_a_document_that_is_not_utf8_is_quarantined_with_its_file(prepared: Path, corpus: Path) -> None:
     rows = [json.loads(line) for line in (prepared / "quarantine.jsonl").read_text().splitlines()]
-    told = {"line": None, "reason": "not UTF-8: byte 3 is 0xe9", "documents": 1}
+    told = {"line": None, "reason": "not UTF-8: byte 3 is 0xe9", "documents": 1, "lost": "document"}
     assert rows == [{"file": str(corpus / "021.txt"), **told}]
 
 

@@ -125,7 +125,7 @@ def write_parquet(path: Path, column: str = "text", rows: int = 50) -> Path:
 def test_parquet_rows_are_read_by_row_group_and_missing_values_told(tmp_path: Path) -> None:
     found = items(tmp_path, "parquet", write_parquet(tmp_path / "a.parquet"))
     assert len(found) == 5 and len(texts(found)) == 49
-    assert bad(found) == [(8, "no field 'text'")]
+    assert bad(found) == [(8, "field 'text' is null, not text")]
 
 
 def test_parquet_without_the_column_names_those_it_has(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from data_prep.executors import InProcess
 from data_prep.items import FileRange, Part
 from data_prep.ranges import interleaved
 from data_prep.report import PrepareReport
+from pretrain.data.plan import build_plan
 from pretrain.data.settings import DataSettings
 from pretrain.data.token_shards import TokenShards, read_manifest
 from pretrain.data.tokenizer import load_tokenizer
-from pretrain.errors import StorageError
+from pretrain.errors import DataError, StorageError
 from tests.data_prep.corpora import data_settings, output, run, text, write_texts
 
 
@@ -62,6 +63,25 @@ def test_each_source_is_a_stream_of_its_own(prepared: tuple[Path, PrepareReport]
     assert sum(part["duplicates"] for part in report.corpus["sources"].values()) == 1
     assert {path.parent.name for path in folder.glob("train/*/*.tokens")} == set(corpora)
     assert any("small: " in line for line in report.lines())
+
+
+def test_an_emptied_source_is_told_with_the_step_that_emptied_it(corpora: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "short").mkdir()
+    for number in range(3):
+        (tmp_path / f"short/{number}.txt").write_text(f"only {number} words")
+    rule = {"min_words": 5, "min_stop_words": 0, "min_alphabetic_words": 0.0}
+    cleaning = {"gopher_quality": rule}
+    data = of_sources(tmp_path / "data", {"large": corpora["large"], "short": tmp_path / "short"}, cleaning=cleaning)
+    why = "short: 0 tokens of 0 documents: of its 3 documents, preparation left out 3 dropped as gopher_quality: too_few_words; "
+    assert any(why in line for line in run(data).lines())
+    with pytest.raises(
+        DataError, match=r"source short is shorter .* 3 dropped as gopher_quality: too_few_words; loosen"
+    ):
+        build_plan(with_weights(data, {"large": 0.5, "short": 0.5}), read_manifest(data.folder), 7, {})
+
+
+def with_weights(data: DataSettings, weights: dict[str, float]) -> DataSettings:
+    return data.model_copy(update={"order": data.order.model_copy(update={"weights": weights})})
 
 
 def test_several_sources_are_the_same_bytes_for_two_workers(
@@ -167,3 +187,25 @@ def test_a_compressed_range_fills_several_shards_as_it_is_read(tmp_path: Path) -
     assert len(shards) > 5 and {shard.file[:12] for shard in shards} == {"train/000000"}
     found = texts(tmp_path / "data", "train") + texts(tmp_path / "data", "validation")
     assert sorted(found) == sorted(text(at) for at in range(60))
+
+
+def test_a_cut_file_ends_the_preparation_by_name_unless_its_beginning_is_asked_for(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text(at)}) + "\n" for at in range(60)]
+    whole = gzip.compress("".join(lines[30:]).encode())
+    (tmp_path / "whole.jsonl").write_text("".join(lines[:30]))
+    path = tmp_path / "cut.jsonl.gz"
+    path.write_bytes(whole[: len(whole) // 2])
+    corpus = [tmp_path / "whole.jsonl", path]
+    told = rf"damaged files, .*: 1: {path}, from line \d+ on: damaged gzip file: it is cut after {len(whole) // 2:,} bytes;"
+    for method in ("exact", "none"):  # two passes, and one
+        data = data_settings(tmp_path / method, corpus, "jsonl", dedup={"method": method})
+        with pytest.raises(DataError, match=told):
+            run(data)
+        assert json.loads((tmp_path / method / "quarantine.jsonl").read_text())["lost"] == "rest_of_file"
+    report = run(data_settings(tmp_path / "exact", corpus, "jsonl", damaged_files="keep_beginning"))
+    assert 30 < sum(report.documents.values()) < 60
+    assert any(line.startswith("  DAMAGED files, of which only the beginning was read: 1;") for line in report.lines())
+    path.write_bytes(whole)  # fetched again: nothing else has to be done
+    assert (
+        sum(run(data_settings(tmp_path / "none", corpus, "jsonl", dedup={"method": "none"})).documents.values()) == 60
+    )

@@ -89,7 +89,8 @@ def test_a_cut_file_keeps_the_documents_before_the_cut(
         path.write_bytes(whole[:size])
         found = read(corpus_of("jsonl", path), tmp_path)
         kept = texts(found)
-        assert kept == documents[: len(kept)] and bad(found) == [(len(kept) + 1, f"damaged {kind} file: it is cut off")]
+        why = f"damaged {kind} file: it is cut after {size:,} bytes; what comes behind is lost: fetch the file again"
+        assert kept == documents[: len(kept)] and bad(found) == [(len(kept) + 1, why)]
         assert size < len(whole) // 2 or len(kept) > 50
 
 

@@ -11,9 +11,11 @@ import pytest
 
 from launch.cli import exit_code_of
 from launch.torchrun import ATTEMPTS_NAME, Launch, run
+from pretrain.checkpoint.format import CheckpointRef
 from pretrain.config import load_config, read_resolved
 from pretrain.files import read_json_lines
 from pretrain.resolve import World
+from tests.data.folders import text_documents, write_folder
 
 RANK_COMMAND = (sys.executable, str(Path(__file__).with_name("ranks.py")))
 
@@ -135,11 +137,25 @@ def test_every_launch_is_registered_before_its_ranks_start(launch, tmp_path: Pat
 
 def test_a_changed_config_is_refused_before_anything_is_written(launch, tmp_path: Path) -> None:
     launch("ok")
+    checkpoint = CheckpointRef.at(tmp_path / "run", 5, 1)
+    checkpoint.path.mkdir(parents=True)
+    checkpoint.marker.write_text("that it is damaged is for the ranks to tell")
     before = (tmp_path / "run/config.yaml").read_text()
     code, _, err = launch("ok", 2, "run.seed=7")
     assert code == 2 and "run.seed: 1234 before, 7 now" in err and "--allow-change run.seed" in err
     assert (tmp_path / "run/config.yaml").read_text() == before
     assert len(read_json_lines(tmp_path / "run" / ATTEMPTS_NAME)) == 1
+
+
+def test_a_launch_without_a_checkpoint_binds_no_later_one_to_its_vocabulary(launch, tmp_path: Path) -> None:
+    write_folder(tmp_path / "right", text_documents(50, 1), text_documents(50, 2))
+    (tmp_path / "right/token_bytes.bin").write_bytes(b"\1\0" * 100)
+    launch("kill")
+    assert launch("ok", 2, f"data.dir={tmp_path}/right")[0] == 0
+    model = read_resolved(tmp_path / "run").model
+    assert model.vocab_size == 100
+    changes = read_json_lines(tmp_path / "run" / ATTEMPTS_NAME)[1]["changes"]
+    assert "model.vocab_size: 300 -> 100" in changes
 
 
 def test_ranks_get_what_they_need_and_keep_what_the_user_set(

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain.data.micro_batch import IGNORED
+from pretrain.data.micro_batch import IGNORED, MicroBatch, RowSources
 from pretrain.engine.protocol import Engine, EvaluationResult, Fragment, StateKind, StepResult
 from pretrain.engine.settings import LossSettings
 from pretrain.parallel.layout import ParallelLayout
+from pretrain.parity.reference_dropout import counter_dropout
 from tests.layouts.cases import CASES, LENGTH, Setup, global_batch, micro_batches
 from tests.layouts.conftest import Trace
 from tests.layouts.parity import local_part, whole_tensors
@@ -78,9 +79,23 @@ def _load(engine: Engine, state: State, step: int, skipped: int = 0) -> None:
     engine.finish_load(step, skipped)
 
 
+NUM_SOURCES = 3
+"""One more than the batches have rows of."""
+
+
+def _by_source(batch: MicroBatch) -> MicroBatch:
+    """Every third sample is of source 1, the others are of source 0: both in most micro-batches."""
+    numbers = (batch.inputs["sample"] % 3 == 1).long()
+    return replace(batch, sources=RowSources(numbers, NUM_SOURCES))
+
+
 def _train(engine: Engine, setup: Setup, steps: range) -> list[StepResult]:
-    rank = engine.mesh.batch.rank
-    return [engine.train_step(micro_batches(CASES[CASE], step, setup.layout, rank)) for step in steps]
+    """Steps whose losses are told by source, but for the last."""
+    results, rank = [], engine.mesh.batch.rank
+    for step in steps:
+        batches = micro_batches(CASES[CASE], step, setup.layout, rank)
+        results.append(engine.train_step(batches if step == 3 else [_by_source(batch) for batch in batches]))
+    return results
 
 
 def live(setup: Setup) -> Life:
@@ -142,6 +157,21 @@ def test_every_rank_reports_the_same_results(lives: list[Life]):
         for mine, first in zip(life.evaluations, lives[0].evaluations, strict=True):
             assert torch.equal(mine.loss_by_position, first.loss_by_position)
             assert torch.equal(mine.targets_by_position, first.targets_by_position)
+
+
+def test_the_training_loss_of_a_source_is_that_of_its_rows_in_every_layout(lives: list[Life]):
+    case = CASES[CASE]
+    weights = whole_tensors(_all(lives, "fresh", "weight"))
+    batch = global_batch(case, 0)
+    model = ReferenceModel(case.config(SETUPS[0]).model, counter_dropout(case.seed))
+    logits = model.logits({name: weight.double() for name, weight in weights.items()}, batch)
+    of_second = batch["sample"] % 3 == 1
+    result = lives[0].untouched[0]
+    assert len(result.loss_by_source) == NUM_SOURCES and result.loss_by_source[2] is None
+    for loss, rows in zip(result.loss_by_source, (~of_second, of_second), strict=False):
+        total, _, _ = token_losses(logits[rows], batch["labels"][rows], LossSettings())
+        assert loss == pytest.approx(float(total) / int((batch["labels"][rows] != IGNORED).sum()), rel=1e-5)
+    assert lives[0].untouched[3].loss_by_source == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -76,6 +76,13 @@ def test_the_page_tells_results_layout_batch_config_and_history(run_dir: Path) -
     assert "micro_batch_sequences: 4" in text
 
 
+def test_the_training_loss_of_each_source_is_drawn_where_there_are_several(run_dir: Path) -> None:
+    assert "Training loss by source" not in report(run_dir)
+    log(run_dir, 3, 41, 42, **{"train/loss/web": 3.0, "train/loss/notes": 4.0})
+    text = report(run_dir)
+    assert "Training loss by source" in text and "notes" in text
+
+
 def test_baselines_stand_beside_the_loss(run_dir: Path) -> None:
     text = report(run_dir)
     assert f"uniform {math.log(512):.2f}" in text

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pretrain.engine.protocol import EvaluationResult
-from pretrain.metrics.step_values import source_losses, source_values
+from pretrain.metrics.step_values import source_losses, source_values, training_losses
 
 
 def test_tokens_and_epochs_are_told_by_source_where_there_are_several() -> None:
@@ -25,3 +25,8 @@ def test_losses_of_sources_add_up_to_that_of_the_set() -> None:
     assert source_losses(parts) == {"eval/loss/a": 3.0, "eval/loss/b": 2.5}
     assert EvaluationResult.sum([*parts.values()]).loss == pytest.approx(16 / 6)
     assert source_losses({"main": parts["a"]}) == {}
+
+
+def test_training_losses_are_told_of_the_sources_that_the_batch_has() -> None:
+    assert training_losses((2.0, None, 3.0), ("a", "b", "c")) == {"train/loss/a": 2.0, "train/loss/c": 3.0}
+    assert training_losses((), ("main",)) == {}

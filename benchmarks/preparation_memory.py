@@ -1,61 +1,114 @@
-"""Resident memory of preparation as its input grows: peak of the driver, and of its largest worker process.
+"""Resident memory of preparation as its input grows: peak of the driver, and of each worker process.
 
-    python -m benchmarks.preparation_memory [--sizes 0.1 1.0] [--workers 1] [--layout pieces|one] [--method exact|none]
+    python -m benchmarks.preparation_memory [--corpus FOLDER] [--sizes 0.1 0.3 1.0] [--backend local|ray] [--workers 2]
+                                            [--layout pieces|one] [--method exact|none]
 
-Text is that of the interpreter's own standard library, cut into documents and changed at random places, so that none is equal to
-another; written as .jsonl, in `pieces` (ranges of 8 MB) or as `one` compressed file, which is a single range of any size. The
-tokenizer is given: training one takes the same few hundred MB for every corpus, and would hide what grows. Each size runs in a
-process of its own, whose peak the kernel keeps (`ru_maxrss`).
+The corpus is a folder of source text and documentation (Debian's `linux-source-6.1`, unpacked, has 1.2 GB), of which a size
+takes the first files in the order of a hash of their names: each size holds the smaller ones. Each file is a document, found
+by listing the folder. Without a folder, text is that of the interpreter's own standard library, cut into documents and
+changed at random places, so that none is equal to another; written as .jsonl, in `pieces` (ranges of 8 MB) or as `one`
+compressed file, which is a single range of any size. The tokenizer is given: training one takes the same few hundred MB for
+every corpus, and would hide what grows. Each size runs in processes of its own.
 """
 
 import argparse
 import gzip
+import hashlib
 import json
+import os
+import platform
 import random
 import resource
-import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from rich.console import Console
-
-from data_prep.pipeline import prepare_data
-from data_prep.tokenize import train_tokenizer
-from pretrain.data.settings import DataSettings
-from pretrain.data.tokenizer_settings import TokenizerSettings
+from benchmarks.processor import cpu_name
+from benchmarks.resident_memory import Peak, peaks_of
 
 DOCUMENT_CHARACTERS = 4000
 SEED = 1
+SUFFIXES = (".c", ".h", ".S", ".rst", ".txt", ".py", ".md", ".yaml", ".dts", ".dtsi", ".json", ".sh")
+TRAINED_FILES = 1000
+WORKER = ("spawn_main", "ray::")
+"""In the command of a process that does tasks."""
 
 
 def main() -> None:
-    """Runs the sizes one after another and prints a table."""
+    """Runs the sizes one after another, prints a line for each, and writes the results file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=float, nargs="+", default=[0.1, 1.0], help="GB of text")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--layout", choices=["pieces", "one"], default="pieces")
-    parser.add_argument("--method", choices=["exact", "none"], default="exact")
+    parser.add_argument("--corpus", type=Path, help="folder of text files; without it, text is made")
+    parser.add_argument("--sizes", type=float, nargs="+", default=[0.1, 0.3, 1.0], help="GB of text")
+    parser.add_argument("--backend", choices=["local", "ray"], default="local")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--layout", choices=["pieces", "one"], default="pieces", help="of text that is made")
+    parser.add_argument("--method", choices=["exact", "none"], default="exact", help="of deduplication")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(arguments.measure, arguments.workers, arguments.method)))
+        print(json.dumps(measure(arguments.measure, arguments.backend, arguments.workers, arguments.method)))
         return
+    if arguments.corpus:
+        arguments.corpus = arguments.corpus.resolve(strict=True)
     with TemporaryDirectory() as folder:
-        tokenizer = train_tokenizer(texts(2 << 20), TokenizerSettings(vocab_size=8192)).to_str()
-        for gigabytes in arguments.sizes:
-            place = Path(folder) / f"{gigabytes}"
-            place.mkdir()
-            (place / "tokenizer.json").write_text(tokenizer)
-            write(place / ("rows.jsonl.gz" if arguments.layout == "one" else "rows.jsonl"), int(gigabytes * 1e9))
-            told = run(place, arguments.workers, arguments.method)
-            print(
-                f"{gigabytes:g} GB, {arguments.layout}, {arguments.method}, {arguments.workers} workers: {told}",
-                flush=True,
-            )
+        rounds = list(all_sizes(Path(folder), arguments))
+    keep(arguments, rounds)
+
+
+def all_sizes(folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What was measured at each size."""
+    tokenizer = trained(arguments.corpus)
+    for gigabytes in arguments.sizes:
+        place = folder / f"{gigabytes}"
+        (place / "corpus").mkdir(parents=True)
+        (place / "tokenizer.json").write_text(tokenizer)
+        if arguments.corpus:
+            link(arguments.corpus, place / "corpus", int(gigabytes * 1e9))
+        else:
+            name = "rows.jsonl.gz" if arguments.layout == "one" else "rows.jsonl"
+            write(place / "corpus" / name, int(gigabytes * 1e9))
+        told = run(place, arguments)
+        print(json.dumps(told), flush=True)
+        yield told
+
+
+def trained(corpus: Path | None) -> str:
+    """A tokenizer.json of 8,192 tokens."""
+    from data_prep.tokenize import train_tokenizer
+    from pretrain.data.tokenizer_settings import TokenizerSettings
+
+    some = texts(2 << 20) if corpus is None else _read(islice(files_of(corpus), TRAINED_FILES))
+    return train_tokenizer(some, TokenizerSettings(vocab_size=8192)).to_str()
+
+
+def _read(paths: Iterator[Path]) -> Iterator[str]:
+    return (path.read_text(encoding="utf-8", errors="ignore") for path in paths)
+
+
+def files_of(corpus: Path) -> Iterator[Path]:
+    """The text files of a folder, by a hash of their names."""
+    found = [path for path in corpus.rglob("*") if path.suffix in SUFFIXES and path.is_file() and not path.is_symlink()]
+    yield from sorted(found, key=lambda path: hashlib.sha256(os.fsencode(path.relative_to(corpus))).digest())
+
+
+def link(corpus: Path, place: Path, size: int) -> None:
+    """Links to as many files of a folder as make a size. Raises SystemExit where it has fewer."""
+    for path in files_of(corpus):
+        target = place / path.relative_to(corpus)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(path)
+        size -= path.stat().st_size
+        if size <= 0:
+            return
+    raise SystemExit(f"--sizes: {corpus} holds {size / 1e9:.2f} GB less of {', '.join(SUFFIXES)}")
 
 
 def texts(size: int) -> Iterator[str]:
@@ -77,49 +130,79 @@ def texts(size: int) -> Iterator[str]:
 
 
 def write(path: Path, size: int) -> None:
-    """The corpus."""
+    """The corpus that is made."""
     with gzip.open(path, "wb", compresslevel=1) if path.suffix == ".gz" else path.open("wb") as file:
         for text in texts(size):
             file.write(json.dumps({"text": text}).encode() + b"\n")
 
 
-def run(place: Path, workers: int, method: str) -> str:
-    """Prepares in a process of its own; returns what it measured, in words."""
+def run(place: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Prepares in a process of its own; returns what was measured of it and of its workers."""
     command = [sys.executable, "-m", "benchmarks.preparation_memory", "--measure", str(place)]
-    command += ["--workers", str(workers), "--method", method]
-    told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    return (
-        f"driver {told['driver_mib']:.0f} MiB (before {told['before_mib']:.0f}), largest worker {told['worker_mib']:.0f} MiB; "
-        f"{told['text_mb']:.0f} MB of text in {told['seconds']:.0f} s, {told['cpu_seconds']:.1f} CPU-s"
-    )
+    command += ["--workers", str(arguments.workers), "--method", arguments.method, "--backend", arguments.backend]
+    printed, driver, others = peaks_of(command)
+    workers = [peak for peak in others if _is_worker(peak)]
+    return {
+        **json.loads(printed),
+        "driver_mib": round(driver.mib, 1),
+        "workers_mib": sorted((round(peak.mib, 1) for peak in workers), reverse=True),
+    }
 
 
-def measure(place: Path, workers: int, method: str) -> dict[str, float]:
+def _is_worker(peak: Peak) -> bool:
+    return any(word in peak.command for word in WORKER)
+
+
+def measure(place: Path, backend: Any, workers: int, method: str) -> dict[str, Any]:
     """Prepares a corpus."""
-    paths = [str(path) for path in place.glob("rows.*")]
+    from rich.console import Console
+
+    from data_prep.pipeline import prepare_data
+    from pretrain.data.settings import DataSettings
+
+    source = "jsonl" if list((place / "corpus").glob("rows.*")) else "text"
     prepare = {
-        "corpus": {"source": "jsonl", "paths": paths},
+        "corpus": {"source": source, "paths": [str(place / "corpus")]},
         "tokenizer": {"path": str(place / "tokenizer.json")},
         "dedup": {"method": method},
     }
     data = DataSettings.model_validate({"dir": str(place / "data"), "sequence_length": 1024, "prepare": prepare})
-    before = _peak_mib(resource.RUSAGE_SELF)
     started = time.monotonic()
-    report = prepare_data(data, "local", workers, Console(quiet=True))
-    seconds = time.monotonic() - started
+    report = prepare_data(data, backend, workers, Console(quiet=True))
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {
-        "before_mib": before,
-        "driver_mib": _peak_mib(resource.RUSAGE_SELF),
-        "worker_mib": _peak_mib(resource.RUSAGE_CHILDREN) if workers > 1 else 0.0,
-        "text_mb": report.text_bytes / 1e6,
-        "seconds": seconds,
-        "cpu_seconds": sum(each.ru_utime + each.ru_stime for each in usage),
+        "text_mb": round(report.text_bytes / 1e6, 1),
+        "documents": report.documents,
+        "wall_s": round(time.monotonic() - started, 1),
+        "cpu_s": round(sum(each.ru_utime + each.ru_stime for each in usage), 1),
     }
 
 
-def _peak_mib(who: int) -> float:
-    return resource.getrusage(who).ru_maxrss / 1024
+def keep(arguments: argparse.Namespace, rounds: Sequence[dict[str, Any]]) -> None:
+    """Writes the results file."""
+    now = datetime.now(UTC)
+    libraries = ("gigatoken", "numpy", "ray", "tokenizers")
+    report = {
+        "benchmark": "preparation_memory",
+        "date": now.isoformat(timespec="seconds"),
+        "command": f"python -m benchmarks.preparation_memory {' '.join(map(_public, sys.argv[1:]))}".strip(),
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            **{name: version(name) for name in libraries},
+        },
+        "results": rounds,
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"preparation_memory-{now:%Y%m%d-%H%M%S}.json"
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"written to {path.name} in {arguments.out.name}/")
+
+
+def _public(word: str) -> str:
+    """A folder by its name alone."""
+    return Path(word).name if "/" in word else word
 
 
 if __name__ == "__main__":

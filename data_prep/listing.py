@@ -24,7 +24,7 @@ TAGS = ("ETag", "etag", "md5Hash", "md5", "generation", "Content-MD5", "Digest")
 TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """A file of the corpus."""
 

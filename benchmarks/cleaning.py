@@ -80,7 +80,8 @@ def main() -> None:
     console.print(table)
     console.print({name: (step.documents_in, step.documents_out) for name, step in tally.steps.items()})
     if arguments.out:
-        told = {"command": sys.argv, "documents": len(kept), "megabytes": megabytes, "rates": rates}
+        command = ["python", "benchmarks/cleaning.py", *sys.argv[1:]]
+        told = {"command": command, "documents": len(kept), "megabytes": megabytes, "rates": rates}
         arguments.out.write_text(json.dumps(told, indent=2) + "\n")
 
 

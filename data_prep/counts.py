@@ -4,21 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from data_prep.cleaning.tally import Tally
+from data_prep.cleaning.tally import EXAMPLES, Example, Tally, smallest
 from data_prep.items import BadDocument, Dropped
-
-EXAMPLES = 5
-EXCERPT_CHARACTERS = 300
-
-
-@dataclass(frozen=True, order=True)
-class Example:
-    """A document that was left out, for people."""
-
-    digest: str
-    """Of the document; the examples with the smallest ones are kept, so that merging in any order gives the same."""
-    why: str
-    text: str
 
 
 @dataclass
@@ -58,7 +45,7 @@ class Counts:
 
     def add_contaminated(self, example: Example) -> None:
         """A document shares text with an eval file."""
-        self.contaminated = sorted([*self.contaminated, example])[:EXAMPLES]
+        self.contaminated = smallest([*self.contaminated, example])
 
     def merge(self, other: "Counts") -> None:
         """Adds the counts of a part that comes later."""
@@ -70,7 +57,7 @@ class Counts:
         self.damaged = [*self.damaged, *other.damaged][:EXAMPLES]
         for reason, count in other.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
-        self.contaminated = sorted([*self.contaminated, *other.contaminated])[:EXAMPLES]
+        self.contaminated = smallest([*self.contaminated, *other.contaminated])
         self.tally.merge(other.tally)
 
     @classmethod

@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from data_prep.counts import EXCERPT_CHARACTERS, Counts
+from data_prep.cleaning.tally import EXAMPLE_CHARACTERS
+from data_prep.counts import Counts
 from data_prep.dedup import DROPPED, fates_of, first_of_equal, held_out_of
 from data_prep.executors import Executor
 from data_prep.ledger import Ledger, Record
@@ -235,7 +236,7 @@ def _find_near_duplicates(
     rows = np.unique(np.array([row for example in examples for row in (example.dropped, example.kept)], np.int64))
     texts = dict(zip(rows.tolist(), (text for task in found.texts(rows) for text in task.texts()), strict=True))
     shown = tuple(
-        TwinExample(e.similarity, texts[e.dropped][:EXCERPT_CHARACTERS], texts[e.kept][:EXCERPT_CHARACTERS])
+        TwinExample(e.similarity, texts[e.dropped][:EXAMPLE_CHARACTERS], texts[e.kept][:EXAMPLE_CHARACTERS])
         for e in examples
     )
     return NearDuplicates(twins.drop, twins.summary(), shown)

@@ -11,7 +11,8 @@ from functools import lru_cache
 import xxhash
 
 from data_prep.cleaning.chain import Chain, Removed
-from data_prep.counts import EXCERPT_CHARACTERS, Counts, Example
+from data_prep.cleaning.tally import EXAMPLE_CHARACTERS, Example
+from data_prep.counts import Counts
 from data_prep.decontaminate import Decontaminator
 from data_prep.items import EMPTY, BadDocument, Document, Dropped, FileRange
 from data_prep.read import read_range
@@ -117,7 +118,7 @@ class Sieve:
             read = batch[at]
             if hit is not None and read is not None:
                 counts.drop(Dropped(CONTAMINATED))
-                counts.add_contaminated(Example(read.digest.hex(), str(hit), side[:EXCERPT_CHARACTERS]))
+                counts.add_contaminated(Example(read.digest.hex(), side[:EXAMPLE_CHARACTERS], why=str(hit)))
                 batch[at] = None
         return batch
 

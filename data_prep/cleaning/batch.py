@@ -36,8 +36,8 @@ class Batch:
         self.texts = list(texts)
         encoded = [text.encode("utf-8", "surrogatepass") for text in self.texts]
         self.sizes = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
-        self._joined = b"\n" + b"\n".join(encoded) + b"\n" + _PAD
-        self._buffer = np.frombuffer(self._joined, dtype=np.uint8)
+        self.joined = b"\n" + b"\n".join(encoded) + b"\n" + _PAD
+        self._buffer = np.frombuffer(self.joined, dtype=np.uint8)
         self.begin = np.concatenate([[1], 1 + np.cumsum(self.sizes + 1)])
         """(D + 1,) where documents begin in the buffer."""
         self.alive = np.ones(len(self.texts), dtype=bool)
@@ -54,7 +54,7 @@ class Batch:
     def _edges(self) -> np.ndarray:
         """(2 W,) where words begin and end, in turn."""
         white = self._buffer <= SPACE
-        if not self._joined.isascii():
+        if not self.joined.isascii():
             _mark_wide_spaces(self._buffer, white)
         return np.flatnonzero(white[1:] != white[:-1]) + 1
 
@@ -96,7 +96,7 @@ class Batch:
     @cached_property
     def _word_hash(self) -> np.ndarray:
         begin, size = self.word_begin, self.word_end - self.word_begin
-        loads = np.ndarray(len(self._joined) - 7, dtype="<u8", buffer=self._joined, strides=(1,))
+        loads = np.ndarray(len(self.joined) - 7, dtype="<u8", buffer=self.joined, strides=(1,))
         hashes = mixed((loads[begin] & _KEPT_BITS[np.minimum(size, 8)]) + size.astype(np.uint64))
         at, rest = np.flatnonzero(size > 8), 8
         while len(at) and rest < LONG_WORD_BYTES:
@@ -105,7 +105,7 @@ class Batch:
             rest += 8
             at = at[size[at] > rest]
         for word in at.tolist():
-            hashes[word] = xxhash.xxh3_64_intdigest(self._joined[begin[word] : self.word_end[word]])
+            hashes[word] = xxhash.xxh3_64_intdigest(self.joined[begin[word] : self.word_end[word]])
         return hashes
 
     @cached_property
@@ -120,41 +120,41 @@ class Batch:
 
     def words_with_ascii_letter(self) -> np.ndarray:
         """(D,) words that hold one."""
-        letters = np.zeros(len(self._buffer) + 1, dtype=np.int64)
-        np.cumsum((self._buffer | 0x20) - np.uint8(ord("a")) < 26, out=letters[1:])
+        letters = _running_count((self._buffer | 0x20) - np.uint8(ord("a")) < 26)
         return _sums(letters[self.word_end] > letters[self.word_begin], self.word_offset)
 
     def words_of(self, document: int) -> list[str]:
         """The words of one document."""
         first, end = self.word_offset[document : document + 2]
         borders = zip(self.word_begin[first:end].tolist(), self.word_end[first:end].tolist(), strict=True)
-        return [self._joined[begin:stop].decode("utf-8", "surrogatepass") for begin, stop in borders]
+        return [self.joined[begin:stop].decode("utf-8", "surrogatepass") for begin, stop in borders]
 
     # Lines
 
     @cached_property
-    def _feeds(self) -> np.ndarray:
+    def feeds(self) -> np.ndarray:
+        """(R + 1,) line feeds: raw line r stands between r and r + 1."""
         return np.flatnonzero(self._buffer == LINE_FEED)
 
     @cached_property
     def _feed_word(self) -> np.ndarray:
-        """The first word after each line feed."""
-        return np.searchsorted(self.word_begin, self._feeds)
+        """(R + 1,) the first word after each line feed."""
+        return np.searchsorted(self.word_begin, self.feeds)
 
     @cached_property
-    def _raw_line(self) -> np.ndarray:
+    def raw_line(self) -> np.ndarray:
         """(L,) of each line that holds a word, its place among all lines of the buffer."""
         return np.flatnonzero(np.diff(self._feed_word))
 
     @cached_property
     def line_first_word(self) -> np.ndarray:
         """(L,)."""
-        return self._feed_word[self._raw_line]
+        return self._feed_word[self.raw_line]
 
     @cached_property
     def line_end_word(self) -> np.ndarray:
         """(L,) exclusive."""
-        return self._feed_word[self._raw_line + 1]
+        return self._feed_word[self.raw_line + 1]
 
     @cached_property
     def line_words(self) -> np.ndarray:
@@ -199,10 +199,10 @@ class Batch:
     @cached_property
     def paragraph_offset(self) -> np.ndarray:
         """(P + 1,) the first line of each paragraph: lines without a blank one between."""
-        if not len(self._raw_line):
+        if not len(self.raw_line):
             return np.zeros(1, dtype=np.int64)
-        starts = np.ones(len(self._raw_line), dtype=bool)
-        starts[1:] = np.diff(self._raw_line) > 1
+        starts = np.ones(len(self.raw_line), dtype=bool)
+        starts[1:] = np.diff(self.raw_line) > 1
         starts[self.line_offset[:-1][self.lines > 0]] = True
         return np.append(np.flatnonzero(starts), len(starts))
 
@@ -233,16 +233,20 @@ class Batch:
             found &= self._buffer[self.line_end - back] == byte
         return found
 
-    def line_in_document(self, lines: np.ndarray, document: int) -> list[int]:
-        """Which of a document's raw lines (`text.split("\\n")`) some lines are."""
-        first = int(np.searchsorted(self._feeds, self.begin[document] - 1))
-        return (self._raw_line[lines] - first).tolist()
+    @cached_property
+    def raw_line_offset(self) -> np.ndarray:
+        """(D + 1,) the first raw line (of `text.split("\\n")`) of each document."""
+        return np.searchsorted(self.feeds, self.begin - 1)
+
+    def raw_line_text(self, raw_line: int) -> str:
+        """One of the raw lines as it stands."""
+        return self.joined[self.feeds[raw_line] + 1 : self.feeds[raw_line + 1]].decode("utf-8", "surrogatepass")
 
     # Phrases
 
     @cached_property
     def _lowered(self) -> bytes:
-        return self._joined.lower()
+        return self.joined.lower()
 
     def places(self, phrases: Iterable[str]) -> np.ndarray:
         """Where any of some phrases begin in the buffer, in ascending order; ASCII letters match in either case."""
@@ -274,17 +278,14 @@ class Batch:
         return np.ones(len(self.line_begin), dtype=bool) if self.line_kept is None else self.line_kept
 
     def _characters_between(self, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-        if self._joined.isascii():
+        if self.joined.isascii():
             return end - begin
         return end - begin - (self._continued[end] - self._continued[begin])
 
     @cached_property
     def _continued(self) -> np.ndarray:
         """(B + 1,) bytes before each that continue a character."""
-        kind = np.int32 if len(self._buffer) < 1 << 31 else np.int64
-        counts = np.zeros(len(self._buffer) + 1, dtype=kind)
-        np.cumsum((self._buffer & 0xC0) == 0x80, out=counts[1:])
-        return counts
+        return _running_count((self._buffer & 0xC0) == 0x80)
 
 
 def _mark_wide_spaces(buffer: np.ndarray, white: np.ndarray) -> None:
@@ -319,6 +320,13 @@ def _code_points(buffer: np.ndarray, at: np.ndarray) -> np.ndarray:
         [lead, (lead & 0x1F) << 6 | one, (lead & 0x0F) << 12 | one << 6 | two],
         (lead & 0x07) << 18 | one << 12 | two << 6 | three,
     )
+
+
+def _running_count(found: np.ndarray) -> np.ndarray:
+    """(N,) -> (N + 1,) how many were found before each."""
+    counts = np.zeros(len(found) + 1, dtype=np.int32 if len(found) < 1 << 31 else np.int64)
+    np.cumsum(found, out=counts[1:])
+    return counts
 
 
 def _sums(values: np.ndarray, offset: np.ndarray) -> np.ndarray:

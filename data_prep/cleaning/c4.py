@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.cleaning.batch import Batch
+from data_prep.cleaning.line_edits import texts_without
 from data_prep.cleaning.rule import KEPT, Edit, Outcome, Rule, RuleEdit, first_rule
 from pretrain.data.cleaning_settings import C4Settings
 from pretrain.errors import ConfigError
 
 SOURCE = "Raffel et al. 2020 (C4), section 2.2"
-_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _SENTENCE_END = re.compile("[.!?]+[\"'”\u2019)\\]]*(?=\\s|$)")
 
 
@@ -111,9 +111,7 @@ class C4:
         batch.line_kept = kept = verdict == KEPT
         left = batch.per_document(kept)
         open_ = batch.alive & (removed == KEPT)
-        edits = {}
-        for document in np.flatnonzero(open_ & (left < batch.lines)).tolist():
-            edits[document] = self._edit(batch, document, verdict)
+        edits = _edits(batch, verdict, np.flatnonzero(open_ & (left < batch.lines)))
         for document in np.flatnonzero(open_ & ~self._surely_enough(left)).tolist():
             text = edits[document].text if document in edits else batch.texts[document]
             if not has_sentences(text, self.settings.min_sentences):
@@ -125,8 +123,9 @@ class C4:
         """Texts that are known to be kept, without the lines that go."""
         batch = Batch(texts)
         verdict = self._lines(batch)
-        for document in np.flatnonzero(batch.per_document(verdict == KEPT) < batch.lines).tolist():
-            texts[document] = self._edit(batch, document, verdict).text
+        changed = np.flatnonzero(batch.per_document(verdict == KEPT) < batch.lines)
+        for document, text in zip(changed.tolist(), texts_without(batch, verdict != KEPT, changed), strict=True):
+            texts[document] = text
         return texts
 
     def _lines(self, batch: Batch) -> np.ndarray:
@@ -141,27 +140,31 @@ class C4:
         """(D,) whether lines alone, each a sentence or more, suffice."""
         return left >= self.settings.min_sentences
 
-    def _edit(self, batch: Batch, document: int, verdict: np.ndarray) -> Edit:
-        first, end = batch.line_offset[document : document + 2]
-        going = np.flatnonzero(verdict[first:end] != KEPT) + first
-        raw_places = batch.line_in_document(going, document)
-        raw = batch.texts[document].split("\n")
-        by_rule: dict[str, RuleEdit] = {}
-        sizes = (batch.line_end[going] - batch.line_begin[going]).tolist()
-        for place, raw_place, size in zip(verdict[going].tolist(), raw_places, sizes, strict=True):
-            name = LINE_RULES[place].name
-            if name in by_rule:
-                by_rule[name].places += 1
-                by_rule[name].removed_bytes += size
-            else:
-                by_rule[name] = RuleEdit(1, size, raw[raw_place].strip())
-        return Edit(without_lines(raw, set(raw_places)), by_rule)
 
+def _edits(batch: Batch, verdict: np.ndarray, documents: np.ndarray) -> dict[int, Edit]:
+    """What the line rules change of some documents (N,), by document.
 
-def without_lines(lines: list[str], going: set[int]) -> str:
-    """A text without some of its lines; blank lines at its ends go, and runs of them become one."""
-    left = "\n".join([line for place, line in enumerate(lines) if place not in going])
-    return _BLANK_LINES.sub("\n\n", f"\n{left}\n").strip("\n")
+    Args:
+        batch: the documents.
+        verdict: (L,) the place of the rule that removes each line, KEPT where none does.
+        documents: (N,) those that lose a line and stay, ascending.
+    """
+    going = np.flatnonzero(verdict != KEPT)
+    case = batch.document_of_line[going] * len(LINE_RULES) + verdict[going]
+    cases = len(batch) * len(LINE_RULES)
+    places = np.bincount(case, minlength=cases).tolist()
+    removed_bytes = np.bincount(case, weights=(batch.line_end - batch.line_begin)[going], minlength=cases).tolist()
+    first = np.zeros(cases, dtype=np.int64)
+    first[case[::-1]] = batch.raw_line[going[::-1]]  # of equal places the last one written stays
+    edits = {}
+    for document, text in zip(documents.tolist(), texts_without(batch, verdict != KEPT, documents), strict=True):
+        by_rule = {}
+        for place, rule in enumerate(LINE_RULES, start=document * len(LINE_RULES)):
+            if places[place]:
+                example = batch.raw_line_text(int(first[place])).strip()
+                by_rule[rule.name] = RuleEdit(places[place], int(removed_bytes[place]), example)
+        edits[document] = Edit(text, by_rule)
+    return edits
 
 
 def _read_words(path: str | None) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ def few_punctuated_lines(batch: Batch, limits: FineWebSettings) -> np.ndarray:
 
 def repeated_lines(batch: Batch, limits: FineWebSettings) -> np.ndarray:
     """At least 0.1 of characters are in lines that equal an earlier one. Penedo et al. 2024, section 3.5."""
-    kept, characters = batch.kept_lines(), batch.line_characters
+    kept, characters = batch.kept_lines() & batch.alive[batch.document_of_line], batch.line_characters
     repeats = np.zeros(len(kept), dtype=bool)
     hashes = span_hashes(batch.running, batch.line_first_word[kept], batch.line_end_word[kept])
     repeats[kept] = earlier_equal(hashes, batch.document_of_line[kept])

@@ -19,6 +19,7 @@ QUALITY_SOURCE = "Rae et al. 2021 (Gopher), section A.1.1, quality filtering"
 REPETITION_SOURCE = "Rae et al. 2021 (Gopher), section A.1.1, repetition removal, table A1"
 ELLIPSIS = "…"
 _LETTER = re.compile(r"[^\W\d_]")
+_WORD = re.compile(r"\w+")
 
 
 def too_few_words(batch: Batch, limits: GopherQualitySettings) -> np.ndarray:
@@ -68,12 +69,12 @@ def few_alphabetic_words(batch: Batch, limits: GopherQualitySettings) -> np.ndar
 
     Words that begin with an ASCII letter settle most documents, words that hold one most others; the rest is read.
     """
-    found = batch.words > 0
-    for at_least in (batch.words_begin_with_ascii_letter, batch.words_with_ascii_letter):
-        found &= share(at_least(), batch.words) < limits.min_alphabetic_words
-        if not (found & batch.alive).any():
-            return found
-    for document in np.flatnonzero(found & batch.alive):
+    found = share(batch.words_begin_with_ascii_letter(), batch.words) < limits.min_alphabetic_words
+    found &= batch.alive & (batch.words > 0)
+    unclear = np.flatnonzero(found)
+    part = Batch([batch.texts[document] for document in unclear])
+    found[unclear] = share(part.words_with_ascii_letter(), part.words) < limits.min_alphabetic_words
+    for document in np.flatnonzero(found):
         if not batch.texts[document].isascii():
             with_letter = sum(1 for word in batch.words_of(int(document)) if _LETTER.search(word))
             found[document] = with_letter / batch.words[document] < limits.min_alphabetic_words
@@ -84,8 +85,11 @@ def few_stop_words(batch: Batch, limits: GopherQualitySettings) -> np.ndarray:
     """Fewer than two different ones of the, be, to, of, and, that, have, with. Rae et al. 2021, section A.1.1."""
     if not limits.min_stop_words:
         return np.zeros(len(batch), dtype=bool)
-    stop_word, least = _stop_word(limits.stop_words), limits.min_stop_words
-    return np.fromiter((_lacks(text, stop_word, least) for text in batch.texts), dtype=bool, count=len(batch))
+    stop_words, least = _stop_words(limits.stop_words), limits.min_stop_words
+    found = batch.alive.copy()
+    for document in np.flatnonzero(found).tolist():
+        found[document] = not stop_words.in_text(batch.texts[document], least)
+    return found
 
 
 def duplicate_lines(batch: Batch, limits: GopherRepetitionSettings) -> np.ndarray:
@@ -160,6 +164,8 @@ REPETITION_RULES = (
 
 
 def _counts(batch: Batch, symbol: str) -> np.ndarray:
+    if symbol.encode() not in batch.joined:
+        return np.zeros(len(batch), dtype=np.int64)
     return np.fromiter((text.count(symbol) for text in batch.texts), dtype=np.int64, count=len(batch))
 
 
@@ -167,16 +173,27 @@ def _ellipses(batch: Batch) -> np.ndarray:
     return _counts(batch, "...") + _counts(batch, ELLIPSIS)
 
 
-@lru_cache(maxsize=8)
-def _stop_word(words: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(rf"\b(?:{'|'.join(re.escape(word) for word in sorted(words))})\b", re.IGNORECASE)
+class _StopWords:
+    """Whether texts hold some different stop words."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self._any = re.compile(rf"\b(?:{'|'.join(re.escape(word) for word in sorted(words))})\b", re.IGNORECASE)
+        plain = [word.lower() for word in words if word.isascii()] if all(map(_WORD.fullmatch, words)) else []
+        self._between_spaces = [f" {word} " for word in dict.fromkeys(plain)]
+
+    def in_text(self, text: str, least: int) -> bool:
+        """Whether a text has `least` of them; stops reading when it has. Those between spaces settle most texts."""
+        count = 0
+        for word in self._between_spaces:
+            count += word in text
+            if count >= least:
+                return True
+        seen = set()
+        for match in self._any.finditer(text):
+            seen.add(match.group().lower())
+            if len(seen) >= least:
+                return True
+        return False
 
 
-def _lacks(text: str, stop_word: re.Pattern[str], least: int) -> bool:
-    """Whether a text has fewer than `least` different stop words; stops reading when it has them."""
-    seen = set()
-    for match in stop_word.finditer(text):
-        seen.add(match.group().lower())
-        if len(seen) >= least:
-            return False
-    return True
+_stop_words = lru_cache(maxsize=8)(_StopWords)

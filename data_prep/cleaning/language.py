@@ -26,7 +26,10 @@ FIRST_LOOK_CHARACTERS = 150
 SURE = 0.8
 """Score of a wanted language in the first look at which no second one is taken."""
 _LETTER = re.compile(r"[^\W\d_]")
-_MARKS = re.compile(r"[^a-zA-Z'\x80-\U0010ffff]+")
+_WITHOUT_MARKS = bytes(
+    byte if byte >= 0x80 or chr(byte).isalpha() or byte == ord("'") else ord(" ") for byte in range(256)
+)
+"""Each byte of UTF-8 to what stands for it: fastText takes any run of spaces as one."""
 
 
 class Language:
@@ -63,15 +66,15 @@ def sample(text: str, characters: int) -> str:
     if len(text) > characters:
         middle, half = len(text) // 2, characters // 2
         text = f"{text[: characters - half]} {text[middle : middle + half]}"
-    if not text.isascii():  # a single surrogate makes the model raise
-        text = text.encode("utf-8", "replace").decode("utf-8")
-    text = _MARKS.sub(" ", text)
-    return text.lower() if text.isupper() else text
+    line = (
+        text.encode("utf-8", "replace").translate(_WITHOUT_MARKS).decode()
+    )  # a single surrogate makes the model raise
+    return line.lower() if line.isupper() else line
 
 
 def identified(line: str) -> tuple[str, float]:
     """The likeliest language of one line, and its probability."""
-    best = _detector().detect(line.replace("\n", " "), model="lite")
+    best = _detector().detect(line, model="lite")  # which takes line ends as spaces
     return (best[0]["lang"], best[0]["score"]) if best else ("", 0.0)
 
 

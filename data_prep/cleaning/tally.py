@@ -5,7 +5,7 @@ or changed, the bytes that went with them, and the places (lines, masks) it chan
 hashes: a fixed, unbiased choice that needs no order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,19 @@ EXAMPLE_CHARACTERS = 300
 
 @dataclass(frozen=True, order=True)
 class Example:
-    """A text that a rule removed or changed."""
+    """A text that was left out or changed, for people."""
 
-    key: str
+    digest: str
     """Hash of the whole text, in hex."""
     text: str
     """Its beginning."""
+    why: str = ""
+    """What else is to be told."""
+
+
+def smallest(examples: Iterable[Example]) -> list[Example]:
+    """Those with the smallest hashes."""
+    return sorted(set(examples))[:EXAMPLES]
 
 
 @dataclass
@@ -39,19 +46,16 @@ class RuleTally:
         self.documents += 1
         self.bytes += document_bytes
         self.places += places
-        key = xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogatepass"))
-        if len(self.examples) < EXAMPLES or key < self.examples[-1].key:
-            self._take([Example(key, text[:EXAMPLE_CHARACTERS])])
+        digest = xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogatepass"))
+        if len(self.examples) < EXAMPLES or digest < self.examples[-1].digest:
+            self.examples = smallest([*self.examples, Example(digest, text[:EXAMPLE_CHARACTERS])])
 
     def merge(self, other: "RuleTally") -> None:
         """Adds the counts of another part."""
         self.documents += other.documents
         self.bytes += other.bytes
         self.places += other.places
-        self._take(other.examples)
-
-    def _take(self, examples: list[Example]) -> None:
-        self.examples = sorted({*self.examples, *examples})[:EXAMPLES]
+        self.examples = smallest([*self.examples, *other.examples])
 
 
 @dataclass
@@ -88,7 +92,10 @@ class Tally:
 
     def rule(self, step: str, rule: str) -> RuleTally:
         """The tally of a rule, made when first asked for."""
-        return self.step(step).rules.setdefault(rule, RuleTally())
+        rules = self.step(step).rules
+        if rule not in rules:
+            rules[rule] = RuleTally()
+        return rules[rule]
 
     def merge(self, other: "Tally") -> None:
         """Adds the counts of another part; `other` stays as it is."""
@@ -105,7 +112,7 @@ class Tally:
                         "documents": told.documents,
                         "bytes": told.bytes,
                         "places": told.places,
-                        "examples": [[example.key, example.text] for example in told.examples],
+                        "examples": [[example.digest, example.text] for example in told.examples],
                     }
                     for rule, told in sorted(step.rules.items())
                 },
@@ -121,6 +128,6 @@ class Tally:
             counts = {key: value for key, value in step.items() if key != "rules"}
             tally.steps[name] = StepTally(**counts)
             for rule, values in step["rules"].items():
-                examples = [Example(key, text) for key, text in values["examples"]]
+                examples = [Example(*example) for example in values["examples"]]
                 tally.steps[name].rules[rule] = RuleTally(**{**values, "examples": examples})
         return tally

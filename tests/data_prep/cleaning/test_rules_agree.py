@@ -1,5 +1,6 @@
 """The fast rules give what a slow reading of the papers gives, rule by rule, on real and on random documents."""
 
+import re
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -69,6 +70,16 @@ def test_c4_agrees_with_the_slow_reference(settings: C4Settings) -> None:
         assert (None if verdict == KEPT else step.rules[verdict].name) == rule, text
         if rule is None:
             assert (outcome.edits[place].text if place in outcome.edits else text) == left
+
+
+@pytest.mark.parametrize("wanted", [("The", "the", "of"), ("of the", "the"), ("c++", "of"), ("é", "OF", "word")])
+def test_any_stop_words_are_found_as_their_expression_finds_them(wanted: tuple[str, ...]) -> None:
+    texts = [*documents(), "a of the x", "the of the", " c++ of", "the  The", "É of", "(the) of.", "the_of of"]
+    expression = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(wanted)))})\b", re.IGNORECASE)
+    for least in (1, 2, 3):
+        limits = GopherQualitySettings(stop_words=wanted, min_stop_words=least)
+        expected = [len({found.lower() for found in expression.findall(text)}) < least for text in texts]
+        assert gopher.few_stop_words(Batch(texts), limits).tolist() == expected
 
 
 def test_random_documents_lie_on_both_sides_of_most_rules() -> None:

@@ -16,7 +16,7 @@ from launch.commands import run_folder
 from launch.data_commands import printable
 from pretrain.checkpoint.format import RunState, latest_checkpoint, read_marker, read_metadata
 from pretrain.config import RunConfig, load_config, read_resolved
-from pretrain.data.manifest import read_manifest
+from pretrain.data.manifest import Manifest, read_manifest
 from pretrain.data.plan import Plan, build_plan, check_epochs
 from pretrain.data.plan_segments import PlanSegment, first_segment, segment_of
 from pretrain.errors import ConfigError, DataError
@@ -35,7 +35,7 @@ def mix(arguments: Namespace) -> None:
     config, console = load_config(arguments.config, arguments.overrides), Console(soft_wrap=True)
     raise_all(ConfigError, broken_rules(ORDER_RULES, config))
     manifest = read_manifest(config.data.folder)
-    plan = build_plan(config.data, manifest, config.run.seed, {})
+    plan = _plan(config, manifest)
     total = config.train.steps * config.global_batch_sequences
     order = config.data.order
     how = "shuffled whole" if plan.era is None else f"in eras of {plan.era:,} samples"
@@ -55,6 +55,15 @@ def mix(arguments: Namespace) -> None:
         console.print(f"the stages end at sample {first:,} of {total:,}; give the last one tokens: null")
     for note in check_epochs(config.data, plan, total):
         console.print(f"note: {note}")
+
+
+def _plan(config: RunConfig, manifest: Manifest) -> Plan:
+    """The plan of a config. How many rows pairs make is known when they are read; of windows the manifest tells it."""
+    if config.data.objective == "causal":
+        return build_plan(config.data, manifest, config.run.seed, {})
+    from pretrain.data.feed import Feed
+
+    return Feed(config.data, config.run.seed).plan
 
 
 def _stage_table(plan: Plan, first: int, last: int) -> Table:

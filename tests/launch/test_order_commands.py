@@ -9,8 +9,9 @@ import pytest
 
 from launch.cli import main
 from pretrain.config import load_config, write_resolved
+from pretrain.data.feed import Feed
 from pretrain.data.manifest import MANIFEST_NAME, SPLITS, SplitRecord, read_manifest, write_manifest
-from tests.data.folders import text_documents, write_folder
+from tests.data.folders import counted_pairs, text_documents, write_folder
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -58,6 +59,17 @@ def test_mix_refuses_weights_that_do_not_add_up_and_those_of_no_source(folder: P
     assert code == 2 and "data.order.weights sum to 0.9" in error
     code, _, error = command("data", "mix", "quickstart", *settings(folder, "data.order.weights={a: 0.5, c: 0.5}"))
     assert code == 2 and "data.order.weights.c" in error and "a, b" in error
+
+
+def test_mix_counts_the_rows_of_pairs_that_training_reads(tmp_path: Path, command: Command) -> None:
+    folder = tmp_path / "pairs"
+    write_folder(folder, counted_pairs(60, 1), counted_pairs(6, 2), kind="pairs", vocab_size=60_000)
+    given = settings(folder, "data.objective=seq2seq")
+    rows = Feed(load_config("quickstart", given[1::2]).data, 7).plan.sources[0].samples
+    code, out, error = command("data", "mix", "quickstart", *given)
+    assert code == 0, error
+    found = next(line.split() for line in out.splitlines() if line.startswith("main "))
+    assert found[1] == f"{rows:,}"
 
 
 def test_trace_names_the_documents_of_a_step_and_refuses_other_data(

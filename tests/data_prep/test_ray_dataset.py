@@ -76,3 +76,9 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"rows: holds 'notes\.txt'"):
         corpus_from_dataset(other, tmp_path / "rows", "body")
     assert (tmp_path / "rows" / "notes.txt").read_text() == "mine"
+
+
+def test_a_column_that_is_empty_at_first_is_text(tmp_path: Path) -> None:
+    rows: Any = Tables([], 1)
+    rows._tables = [pyarrow.table({"body": pyarrow.nulls(300)}), pyarrow.table({"body": ["late"]})]
+    assert texts(read(corpus_from_dataset(rows, tmp_path / "rows", "body"), tmp_path)) == ["late"]

@@ -80,5 +80,8 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
 
 def test_a_column_that_is_empty_at_first_is_text(tmp_path: Path) -> None:
     rows: Any = Tables([], 1)
-    rows._tables = [pyarrow.table({"body": pyarrow.nulls(300)}), pyarrow.table({"body": ["late"]})]
+    rows._tables = [
+        pyarrow.table({"body": pyarrow.nulls(300)}),
+        pyarrow.table({"body": pyarrow.array(["late"], "large_string")}),
+    ]
     assert texts(read(corpus_from_dataset(rows, tmp_path / "rows", "body"), tmp_path)) == ["late"]

@@ -62,9 +62,12 @@ def clean_pair(source: str, target: str, max_characters: int) -> tuple[str, str]
 
 
 def normalized(text: str) -> str:
-    """The key under which two messages count as the same: letters, digits and signs, no case, spacing or punctuation."""
+    """The key under which two messages count as the same: letters, digits and marks, no case, spacing or punctuation.
+
+    Marks are the vowels of Hindi, Thai and others: without them, different words would be one.
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(letter for letter in folded if letter.isalnum())
+    return "".join(letter for letter in folded if letter.isalnum() or unicodedata.category(letter).startswith("M"))
 
 
 def _one_line(text: str) -> str:

@@ -26,6 +26,8 @@ import xxhash
 import zstandard
 
 from data_prep import shingles
+from data_prep.jsonl import BYTE_ORDER_MARK
+from data_prep.rows import field_of
 from data_prep.shingles import Words, words_of
 from pretrain.data.dedup_settings import DecontaminationSettings
 from pretrain.errors import DataError
@@ -180,7 +182,7 @@ def _content(path: str) -> bytes:
             f"decontamination.paths: {path} is no eval file that can be read: {' or '.join(SUFFIXES)}, or these with .gz or .zst"
         )
     try:
-        content = Path(path).read_bytes()
+        content = Path(path).expanduser().read_bytes()
         if path.endswith(".gz"):
             content = gzip.decompress(content)
         elif path.endswith(".zst"):
@@ -226,13 +228,11 @@ def _row_texts(path: str, content: bytes, fields: Sequence[str]) -> Iterator[str
         if not line.strip():
             continue
         try:
-            row = orjson.loads(line)
+            row = orjson.loads(line.removeprefix(BYTE_ORDER_MARK))
         except orjson.JSONDecodeError as error:
             raise DataError(f"{path}:{number}: not a row of JSON ({error}); correct or remove it") from error
         for name in fields:
-            value = row
-            for key in name.split("."):
-                value = value.get(key) if isinstance(value, dict) else None
+            value = field_of(row, name)
             if not isinstance(value, str):
                 raise DataError(
                     f"{path}:{number}: no text in the column {name!r}; name columns that every row has in decontamination.fields"

@@ -159,18 +159,8 @@ def decide(
         executor: reads candidates for near-duplicates again.
         check: raises where the counts, by source, forbid going on.
     """
-    contents: list[str] = []
-    passed: list[np.ndarray] = []
-    keys: list[np.ndarray] = []
-    counts = {name: Counts() for name in prepare.sources}
-    for task, scan in scans(tasks, ledger):
-        contents.append(scan.content)
-        passed.append(scan.passed)
-        keys.append(scan.keys)
-        counts[task.files.source].merge(scan.counts)
+    found, contents, counts = _gathered(tasks, ledger, prepare)
     check(counts)
-    found = _Passed(tasks, _starts(keys), _starts(passed), np.concatenate(passed), np.concatenate(keys), ledger)
-    del keys, passed
     kept = np.ones(len(found.keys), bool) if prepare.dedup.method == "none" else first_of_equal(found.keys)
     equal = ~kept
     twins = (
@@ -190,6 +180,23 @@ def decide(
         {} if twins is None else _by_source(found, twins.drop, prepare),
         twins,
     )
+
+
+def _gathered(
+    tasks: Sequence[ScanTask], ledger: Ledger, prepare: PrepareSettings
+) -> tuple[_Passed, list[str], dict[str, Counts]]:
+    """What the ranges hold, put together: documents, the hash of each range, counts by source."""
+    contents: list[str] = []
+    passed: list[np.ndarray] = []
+    keys: list[np.ndarray] = []
+    counts = {name: Counts() for name in prepare.sources}
+    for task, scan in scans(tasks, ledger):
+        contents.append(scan.content)
+        passed.append(scan.passed)
+        keys.append(scan.keys)
+        counts[task.files.source].merge(scan.counts)
+    found = _Passed(tasks, _starts(keys), _starts(passed), np.concatenate(passed), np.concatenate(keys), ledger)
+    return found, contents, counts
 
 
 def _starts(parts: Sequence[np.ndarray]) -> np.ndarray:

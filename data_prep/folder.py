@@ -123,7 +123,9 @@ def _refuse_other_files(data: DataSettings, manifest: Manifest) -> None:
 def _refuse_strangers(folder: Path) -> None:
     """A folder that holds something else is nobody's to write into."""
     own = {LOCK_NAME, CORPUS_NAME, RECORDS_NAME, QUARANTINE_NAME, f".{QUARANTINE_NAME}.partial", CLEANING_NAME}
-    strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in own)
+    unfinished = f".{SETTINGS_NAME}."  # of a run that was killed as it wrote them
+    names = (entry.name for entry in folder.iterdir())
+    strangers = sorted(name for name in names if name not in own and not name.startswith(unfinished))
     if strangers:
         raise DataError(
             f"{folder}: data.dir is not empty and was not made by `pretrain prepare` (it holds {strangers[0]!r}); "

@@ -21,7 +21,7 @@ from pretrain.data.prepare_settings import PrepareSettings
 LINE_BYTES_PER_DOCUMENT_BYTE = 8
 """How much longer than its longest text a row may be: escapes take up to six bytes a letter, other fields the rest."""
 COUNTED_BYTES = 1 << 20
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_jsonl(part: Part, corpus: CorpusSettings, prepare: PrepareSettings) -> Iterator[Item]:
@@ -52,7 +52,7 @@ def row_of_line(line: bytes, longest: int, make: Callable[[Any], Made]) -> Made:
     """What a line holds."""
     if len(line) > longest:
         return f"a line of more than {longest:,} bytes"
-    line = line.removeprefix(_BYTE_ORDER_MARK)
+    line = line.removeprefix(BYTE_ORDER_MARK)
     try:
         return make(orjson.loads(line))
     except orjson.JSONDecodeError as error:

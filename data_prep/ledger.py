@@ -7,9 +7,12 @@ later removes it, so that the next run makes it again. Alternatives not taken: a
 systems), one growing file (many writers).
 """
 
+import errno
 import json
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,7 +24,8 @@ from pretrain.errors import DataError
 from pretrain.files import told_as_storage_error, write_atomically
 
 _VALUES = "values"
-_DAMAGE = (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError)
+_DAMAGE = (ValueError, KeyError, EOFError, zipfile.BadZipFile, RuntimeError, struct.error)
+"""What numpy and zipfile raise for flipped bits; RuntimeError where one says that a member is encrypted or packed."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,25 @@ class Record:
     arrays: Mapping[str, np.ndarray]
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Raises one of _DAMAGE for a file that is no record, FileNotFoundError, StorageError."""
+    try:
+        with told_as_storage_error(path), np.load(path, allow_pickle=False) as file:
+            yield file
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ValueError("it points outside itself") from error  # a place before the beginning of the file
+
+
+def _array(file: Any, name: str) -> np.ndarray:
+    array = file[name]
+    if not isinstance(array, np.ndarray):  # numpy hands over the bytes of a member that does not begin as an array does
+        raise ValueError(f"{name} is no array")
+    return array
+
+
 class _Arrays(Mapping[str, np.ndarray]):
     """Of a file, each read when it is asked for."""
 
@@ -41,8 +64,8 @@ class _Arrays(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         try:
-            with told_as_storage_error(self._path), np.load(self._path, allow_pickle=False) as file:
-                return file[name]
+            with _opened(self._path) as file:
+                return _array(file, name)
         except (*_DAMAGE, FileNotFoundError) as error:
             self._path.unlink(missing_ok=True)
             raise DataError(
@@ -66,8 +89,8 @@ class Ledger:
         """The record under a key; None where there is none, or a damaged one. Raises StorageError."""
         path = self._path(key)
         try:
-            with told_as_storage_error(path), np.load(path, allow_pickle=False) as file:
-                values = json.loads(file[_VALUES].tobytes())
+            with _opened(path) as file:
+                values = json.loads(_array(file, _VALUES).tobytes())
                 return Record(values, _Arrays(path, [name for name in file.files if name != _VALUES]))
         except FileNotFoundError:
             return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.addresses import asked, filesystem, is_remote, local_path, redacted, refuse_secrets, shown
 from pretrain.errors import DataError
-from pretrain.files import told_as_storage_error
+from pretrain.files import storage_error, told_as_storage_error
 
 COMPRESSED_LINES = tuple(kind + suffix for kind in (".jsonl", ".ndjson") for suffix in ("", ".gz", ".zst"))
 SUFFIXES: Mapping[str, tuple[str, ...] | None] = {
@@ -20,6 +20,8 @@ SUFFIXES: Mapping[str, tuple[str, ...] | None] = {
     "message_catalogues": (".mo",),
 }
 """What is taken from a folder; None: every file. A file that is named is taken whatever its suffix."""
+SHOWN_CHARACTERS = 200
+"""Of a pattern that is none, in messages."""
 TAGS = ("ETag", "etag", "md5Hash", "md5", "generation", "Content-MD5", "Digest")
 TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")
 
@@ -77,8 +79,12 @@ def local_file(path: Path, name: str) -> Found:
 
 
 def _local_files(pattern: str, source: str) -> Iterator[Found]:
-    path = local_path(pattern)
-    matches = [path] if path.exists() else _glob(path)
+    try:
+        with told_as_storage_error(pattern):
+            path = local_path(pattern)
+            matches = [path] if path.exists() else _glob(path)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise DataError(f"{pattern[:SHOWN_CHARACTERS]!r} is no path and no glob ({error}); correct it") from None
     for match in matches:
         for file in _files_under(match, source):
             if not file.is_file():
@@ -92,12 +98,33 @@ def _glob(pattern: Path) -> list[Path]:
 
 
 def _files_under(path: Path, source: str) -> list[Path]:
-    if not path.is_dir():
-        return [path]
+    """A file itself, or the files of a folder. Links are followed, into each folder once; pathlib's own search passes over linked
+    and unreadable folders without a word, and their documents would be missing from the corpus."""
     with told_as_storage_error(path):
-        return sorted(
-            file for file in path.rglob("*") if file.is_file() and _counts(str(file.relative_to(path)), source)
-        )
+        if not path.is_dir():
+            return [path]
+    found: list[Path] = []
+    entered: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(path, onerror=_refuse_unreadable, followlinks=True):
+        status = Path(folder).stat()
+        place = status.st_dev, status.st_ino
+        folders[:] = [] if place in entered else sorted(name for name in folders if not name.startswith("."))
+        if place not in entered:
+            found += [file for name in names if _counts(name, source) and _is_readable(file := Path(folder, name))]
+        entered.add(place)
+    return sorted(found)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise storage_error(error) or error
+
+
+def _is_readable(file: Path) -> bool:
+    """Whether it is a file, not a pipe or a device. Raises DataError for a link to nothing, StorageError."""
+    with told_as_storage_error(file):
+        if file.is_symlink() and not file.exists():
+            raise DataError(f"{str(file)!r} is a link to nothing; mend or remove it")
+        return file.is_file()
 
 
 def _counts(relative: str, source: str) -> bool:

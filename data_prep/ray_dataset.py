@@ -35,7 +35,7 @@ def corpus_from_dataset(dataset: "ray.data.Dataset", folder: Path, text_field: s
         text_field: the column; others are left out.
 
     Raises:
-        DataError: there is no such column, or the data set cannot be read.
+        DataError: there is no such column, the data set cannot be read, or the folder holds something else.
         StorageError: the folder cannot be written.
     """
     replace_row_files(_tables(dataset, text_field), folder)

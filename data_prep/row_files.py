@@ -5,6 +5,7 @@ groups into files. A folder is there whole or not at all: it is written under an
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ GROUP_ROWS = 65_536
 FILE_GROUPS = 32
 SLICE_ROWS = 256
 """Rows whose size is measured at once."""
+_OWN_NAME = re.compile(r"\d{6,}\.parquet")
 
 
 def write_row_files(tables: Iterable[pyarrow.Table], folder: Path) -> list[Path]:
@@ -51,7 +53,11 @@ def row_files(folder: Path) -> list[Path]:
 
 
 def replace_row_files(tables: Iterable[pyarrow.Table], folder: Path) -> list[Path]:
-    """As `write_row_files` where the folder may be there: files of the same content are left as they are, times included."""
+    """As `write_row_files` where the folder may be there: files of the same content are left as they are, times included.
+
+    Raises DataError, before a row is read, for a folder that holds anything else: it would be deleted.
+    """
+    _refuse_strangers(folder)
     fresh = folder.with_name(f".{folder.name}.fresh")
     shutil.rmtree(fresh, ignore_errors=True)
     made = write_row_files(tables, fresh)
@@ -63,6 +69,15 @@ def replace_row_files(tables: Iterable[pyarrow.Table], folder: Path) -> list[Pat
             fresh.rename(folder)
             sync_folder(folder.parent)
     return row_files(folder)
+
+
+def _refuse_strangers(folder: Path) -> None:
+    with told_as_storage_error(folder):
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if strangers := [name for name in names if not _OWN_NAME.fullmatch(name)]:
+        raise DataError(
+            f"{folder}: holds {strangers[0]!r}, which is none of its row files; name a folder for them alone"
+        )
 
 
 def _content(path: Path) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """Streams of bytes: plain, gzip and zstandard, by the ending of the name, and lines of bounded length.
 
 Compressed files are inflated in small pieces, so that little of what precedes a damage is lost with it, and a file of any size
-takes a few hundred kilobytes. Python's own gzip module is not used: it drops what it had when it meets damage.
+takes a few hundred kilobytes, and the window that it asks for. Python's own gzip module is not used: it drops what it had when it
+meets damage.
 """
 
 import io
@@ -22,6 +23,8 @@ INFLATED_BYTES = 1 << 20
 """Most bytes of one step of gzip: a piece of zeros inflates a thousandfold."""
 ZSTD_STEP_BYTES, ZSTD_SMALLEST_STEP_BYTES = 512, 16
 """zstandard's library has no bound for what a step gives: steps are small, and smaller where much comes out of them."""
+ZSTD_WINDOW_BYTES = 1 << 31
+"""What `zstd --long=31` asks for, as large collections of .jsonl.zst do; the library's own bound of 128 MB calls them damaged."""
 BUFFER_BYTES = 256 << 10
 SKIPPED_BYTES = 256 << 10
 REPLAY_BYTES = 16
@@ -121,7 +124,7 @@ class _Gzip:
 
 class _Zstandard:
     def __init__(self) -> None:
-        self._member = zstandard.ZstdDecompressor().decompressobj()
+        self._member = _zstandard_member()
         self.within = False
         self._step = ZSTD_STEP_BYTES
 
@@ -129,7 +132,7 @@ class _Zstandard:
         """See _Codec."""
         while piece:
             if not self.within:
-                self._member, self.within = zstandard.ZstdDecompressor().decompressobj(), True
+                self._member, self.within = _zstandard_member(), True
             step, piece = piece[: self._step], piece[self._step :]
             try:
                 block = self._member.decompress(step)
@@ -139,6 +142,10 @@ class _Zstandard:
             yield block
             if self._member.eof:
                 piece, self.within = self._member.unused_data + piece, False
+
+
+def _zstandard_member() -> Any:
+    return zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES).decompressobj()
 
 
 def _plain(error: Exception) -> str:

@@ -133,3 +133,9 @@ def test_aligned_text_is_prepared_as_pairs(tmp_path: Path) -> None:
     )
     report = run(data)
     assert read_manifest(data.folder).kind == "pairs" and sum(report.documents.values()) > 50
+
+
+def test_no_piece_is_empty_where_the_last_cut_is_the_end(tmp_path: Path) -> None:
+    corpus = write_sides(tmp_path, sides(10))
+    ranges = plan_ranges(corpus, tmp_path, 1)
+    assert len(ranges) == 10 and all(part.size and part.target and part.target.size for r in ranges for part in r.parts)

@@ -49,6 +49,12 @@ def test_normalisation_joins_what_differs_in_form_alone() -> None:
     assert normalized("Straße") == normalized("STRASSE") and normalized("Save") != normalized("Saved")
 
 
+def test_words_that_differ_in_their_vowel_signs_stay_different() -> None:
+    words = ["की", "का", "के", "กิน", "กัน", "กุน"]
+    assert len({normalized(word) for word in words}) == len(words)
+    assert normalized("u\u0308ber") == normalized("Über")
+
+
 def test_text_is_cleaned_of_marks_and_returns() -> None:
     assert clean_text("\ufeffa\r\nb\rc\ufeff") == "a\nb\nc\ufeff"
 

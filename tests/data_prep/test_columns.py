@@ -9,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from data_prep.columns import _Column
 from data_prep.items import BadDocument
 from data_prep.plan import plan_ranges
 from pretrain.errors import DataError
@@ -136,3 +137,11 @@ def test_a_large_row_group_is_decoded_in_pieces(tmp_path: Path) -> None:
     python_peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(ranges) == 1 and peak < 15_000_000 and python_peak < 15_000_000 < 30_000_000
+
+
+def test_what_stands_under_a_missing_object_is_no_text(tmp_path: Path) -> None:
+    objects = pyarrow.StructArray.from_arrays(
+        [pyarrow.array(["a", "hidden"])], ["en"], mask=pyarrow.array([False, True])
+    )
+    batch = pyarrow.record_batch([objects], ["t"])
+    assert _Column(batch.schema, "t.en", "a.parquet").values(batch) == ["a", None]

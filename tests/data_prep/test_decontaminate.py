@@ -151,6 +151,16 @@ def test_a_missing_eval_file_is_refused(tmp_path: Path) -> None:
         Decontaminator(DecontaminationSettings(paths=(str(tmp_path / "nowhere.txt"),)))
 
 
+def test_rows_of_an_eval_file_are_read_as_those_of_a_corpus_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rows = [json.dumps({"a.b": " ".join(PASSAGE)}), json.dumps({"a": {"b": "one two three"}})]
+    (tmp_path / "eval.jsonl").write_bytes(b"\xef\xbb\xbf" + "\n".join(rows).encode())
+    found = Decontaminator(DecontaminationSettings(paths=("~/eval.jsonl",), fields=("a.b",)))
+    assert found.hit(around(PASSAGE)) is not None
+
+
 def test_no_paths_are_refused() -> None:
     with pytest.raises(ValueError):
         DecontaminationSettings(paths=())

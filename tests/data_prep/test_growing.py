@@ -11,6 +11,7 @@ from data_prep.growing import PUBLISH_INTERVAL_S, GrowingManifest
 from data_prep.shard import ShardResult
 from pretrain.data.manifest import Manifest, SpecialTokens, SplitRecord, read_manifest
 from pretrain.data.shard_table import ShardRecord
+from pretrain.data.token_shards import write_manifest
 
 SOURCES = ("law", "news")
 BASE = Manifest(
@@ -95,3 +96,18 @@ def test_counts_are_those_of_the_prefix(tmp_path: Path, clock: Clock) -> None:
     assert [growing.counts[name].documents for name in SOURCES] == [1, 0]
     growing.add(1, result(1))
     assert [growing.counts[name].documents for name in SOURCES] == [2, 1]
+
+
+def test_a_manifest_that_is_slow_to_write_is_written_less_often(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(folder: Path, manifest: Manifest) -> None:
+        clock.now += 1.0
+        write_manifest(folder, manifest)
+
+    monkeypatch.setattr("data_prep.growing.write_manifest", slow)
+    growing = GrowingManifest(tmp_path, BASE, {}, clock)
+    for place, seconds, listed in ((0, 2 * PUBLISH_INTERVAL_S, 0), (1, 30.0, 2)):
+        clock.now += seconds
+        growing.add(place, result(place))
+        assert len(published(tmp_path)) == listed

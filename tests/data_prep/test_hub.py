@@ -151,3 +151,11 @@ def test_data_sets_choices_of_split_and_field_do_not_share_a_copy(tmp_path: Path
     assert len(places) == 3
     notes = [json.loads(path.read_text()) for path in (tmp_path / "corpus").glob("*.json")]
     assert {note["data_set"][2] for note in notes} == {"train", "test"}
+
+
+def test_commits_of_a_data_set_do_not_share_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.hub._tables", lambda corpus, local: [pyarrow.table({"text": [corpus.revision]})])
+    for digit in "ab":
+        corpus = CorpusSettings(source="hub", name="owner/name", revision=digit * 40)
+        (path,) = hub_files(corpus, tmp_path)
+        assert pyarrow.parquet.read_table(path)["text"].to_pylist() == [digit * 40]

@@ -39,3 +39,17 @@ def test_a_damaged_record_counts_as_missing(tmp_path: Path) -> None:
             assert "run `pretrain prepare` again" in str(error) and not path.exists()
             found += 1
     assert found > 20
+
+
+def test_no_flipped_bit_of_a_record_is_told_as_anything_but_damage(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.keep(KEY, {"a": 1}, keys=np.arange(3, dtype="<u8"))
+    path = next(tmp_path.rglob("*.npz"))
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 3):
+        path.write_bytes(whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :])
+        record = ledger.find(KEY)
+        try:
+            assert record is None or "keys" not in record.arrays or record.arrays["keys"].tolist() == [0, 1, 2]
+        except DataError:
+            assert not path.exists()

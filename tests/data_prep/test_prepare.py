@@ -217,6 +217,13 @@ def test_a_folder_of_something_else_is_left_alone(corpus: Path, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_run_killed_as_it_claimed_its_folder_does_not_lock_it(tmp_path: Path) -> None:
+    own = write_texts(tmp_path / "texts", documents=2)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / ".prepare.json.k3v_x9").write_text('{"corpus"')
+    assert not run(data_settings(tmp_path / "data", own)).reused
+
+
 def test_a_mistake_in_the_corpus_can_be_mended_in_the_same_folder(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="matches no file"):
         run(data_settings(tmp_path / "data", tmp_path / "nowhere"))

@@ -66,3 +66,22 @@ def test_a_column_that_is_not_there_is_named_and_nothing_is_written(tmp_path: Pa
     with pytest.raises(DataError, match="no column 'text'; it has body, n; name one in text_field"):
         corpus_from_dataset(rows, tmp_path / "rows")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+    rows: Any = Tables(DOCUMENTS, 100)
+    corpus_from_dataset(rows, tmp_path / "rows", "body")
+    (tmp_path / "rows" / "notes.txt").write_text("mine")
+    other: Any = Tables(DOCUMENTS[:5], 2)
+    with pytest.raises(DataError, match=r"rows: holds 'notes\.txt'"):
+        corpus_from_dataset(other, tmp_path / "rows", "body")
+    assert (tmp_path / "rows" / "notes.txt").read_text() == "mine"
+
+
+def test_a_column_that_is_empty_at_first_is_text(tmp_path: Path) -> None:
+    rows: Any = Tables([], 1)
+    rows._tables = [
+        pyarrow.table({"body": pyarrow.nulls(300)}),
+        pyarrow.table({"body": pyarrow.array(["late"], "large_string")}),
+    ]
+    assert texts(read(corpus_from_dataset(rows, tmp_path / "rows", "body"), tmp_path)) == ["late"]

@@ -1,6 +1,8 @@
 """Reading: every row once whatever the cut, every bad one with its place."""
 
+import errno
 import gzip
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from pretrain.data.corpus_settings import CorpusSettings
 from pretrain.data.settings import DataSettings
 from pretrain.data.token_shards import TokenShards
 from pretrain.data.tokenizer import load_tokenizer
-from pretrain.errors import DataError
+from pretrain.errors import DataError, StorageError
 from tests.data_prep.corpora import data_settings, run, text, write_jsonl, write_texts
 
 
@@ -163,6 +165,46 @@ def test_globs_and_folders_name_files_once_and_in_order(tmp_path: Path) -> None:
     corpus = CorpusSettings(source="text", paths=(str(folder / "00[12].txt"), str(folder)))
     names = [Path(part.name).name for files in plan_ranges(corpus, tmp_path, 10**9) for part in files.parts]
     assert names == ["001.txt", "002.txt", "000.txt", "003.txt"]
+
+
+def test_links_are_followed_once_and_one_to_nothing_is_refused(tmp_path: Path) -> None:
+    elsewhere = write_texts(tmp_path / "elsewhere", documents=2)
+    folder = write_texts(tmp_path / "texts", documents=1)
+    (folder / "a link").symlink_to(elsewhere)
+    (folder / "round").symlink_to(folder)
+    (folder / "the same").symlink_to(elsewhere)
+    assert _names(folder) == ["000.txt", "a link/000.txt", "a link/001.txt"]
+    (folder / ".hidden").symlink_to("nowhere")
+    (folder / "broken").symlink_to("nowhere")
+    with pytest.raises(DataError, match="broken' is a link to nothing"):
+        _names(folder)
+
+
+def _names(folder: Path) -> list[str]:
+    ranges = plan_ranges(CorpusSettings(source="text", paths=(str(folder),)), folder, 10**9)
+    return [str(Path(part.name).relative_to(folder)) for files in ranges for part in files.parts]
+
+
+def test_a_folder_that_may_not_be_read_is_told_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_texts(tmp_path / "texts", documents=1)
+    write_texts(folder / "closed", documents=1)
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(StorageError, match="closed: "):
+        _names(folder)
+
+
+@pytest.mark.parametrize("pattern", ["**texts/*.txt", "x" * 5000, "~nobody-of-this-name/x"])
+def test_what_is_no_path_and_no_glob_is_told(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(DataError, match=r"corpus\.paths: .* is no path and no glob") as refused:
+        plan_ranges(CorpusSettings(source="text", paths=(pattern,)), tmp_path, 1000)
+    assert len(str(refused.value)) < 6000
 
 
 def test_a_folder_is_searched_for_files_of_its_kind_alone(tmp_path: Path) -> None:

@@ -112,6 +112,12 @@ def test_ranges_are_interleaved_in_proportion_to_the_sources() -> None:
         )
 
 
+def test_a_source_of_one_range_stands_in_the_middle_of_the_others() -> None:
+    ranges = [FileRange(at, (Part("", "", 0, 1, 10, 10, ""),), "a") for at in range(10)]
+    plan = interleaved({"a": ranges, "b": [FileRange(0, (Part("", "", 0, 1, 7, 7, ""),), "b")]})
+    assert [files.source for files in plan] == ["a"] * 5 + ["b"] + ["a"] * 5
+
+
 def once(folder: Path, corpora: dict[str, Path], tokenizer: Path, **changes: object) -> DataSettings:
     """Settings that need one pass."""
     return of_sources(folder, corpora, dedup={"method": "none"}, tokenizer={"path": str(tokenizer)}, **changes)

@@ -145,3 +145,9 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert texts(found) == ["first", "last"] and bad(found) == [(2, "a line of more than 8,000 bytes")]
     assert peak < 8_000_000
+
+
+def test_a_window_larger_than_the_library_s_bound_is_no_damage(tmp_path: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=30, enable_ldm=True)
+    writer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    assert inflated(tmp_path / "a.zst", writer.compress(b"a line\n") + writer.flush()) == b"a line\n"

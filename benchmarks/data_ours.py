@@ -66,6 +66,9 @@ def _preparation(arguments: argparse.Namespace) -> DataSettings:
 
 def _warm(number: int) -> int:
     """Makes a worker import what tasks use, and busy for long enough that the next call goes to another."""
+    import gigatoken  # noqa: F401
+
+    import data_prep.columns
     import data_prep.pipeline  # noqa: F401
 
     time.sleep(0.3)

@@ -64,7 +64,11 @@ class ShardWriter:
 
     def add(self, batch: Sequence[Read]) -> None:
         """Appends documents. Raises DataError, StorageError."""
-        ids = self._encoder.encode([side for read in batch for side in read.document.sides])
+        documents = [read.document for read in batch]
+        ids = self._encoder.encode(
+            [side for document in documents for side in document.sides],
+            [side for document in documents for side in document.utf8],
+        )
         side_lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         if self._target.pairs:
             sources, lengths = side_lengths[0::2], side_lengths[0::2] + side_lengths[1::2] + 2

@@ -19,13 +19,14 @@ Costs: 0.2 to 1 s for a tokenizer and process (kept), 50 us for a new code point
 is not ASCII. Not taken: tokie, kitoken and budtiktok (their ids differ), engines of our own.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from typing import Any, Protocol
 
 import numpy as np
+import orjson
 from tokenizers import Tokenizer, pre_tokenizers
 
 from pretrain.data.tokenizer_settings import EngineName
@@ -42,6 +43,7 @@ QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 """Published with Qwen 2's tokenizer: Llama 3's, with digits one by one."""
 BYTES = 256
 CODE_POINTS = 0x110000
+_ASCII = bytes(range(128))
 PROBED_TOKENS = 2000
 RENEWED_AFTER = 256_000_000
 """Characters after which gigatoken is made anew (0.1 s): it keeps every word that it has seen, 75 bytes for each."""
@@ -56,8 +58,8 @@ class Engine(Protocol):
 
     name: str
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """(T,) uint32 for each text; what looks like a special token is text."""
+    def encode(self, texts: Sequence[str], utf8: Sequence[bytes] | None = None) -> list[np.ndarray]:
+        """(T,) uint32 for each text; what looks like a special token is text. `utf8` are the same texts, where at hand."""
         ...
 
 
@@ -72,7 +74,7 @@ class HuggingFace:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode(self, texts: Sequence[str], utf8: Sequence[bytes] | None = None) -> list[np.ndarray]:
         """As Engine."""
         try:
             encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -93,18 +95,19 @@ class Gigatoken:
         except ImportError as error:
             raise Unfit(f"is not installed ({error})") from None
         # Without added tokens none can be found in text; the ids of all others stay.
-        bare = json.dumps({**json.loads(content), "added_tokens": []})
+        bare = orjson.dumps({**orjson.loads(content), "added_tokens": []}).decode()
         self._make = lambda: Fast.from_json(bare)
         self._tokenizer, self._characters = self._make(), 0
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode(self, texts: Sequence[str], utf8: Sequence[bytes] | None = None) -> list[np.ndarray]:
         """As Engine."""
         self._characters += sum(map(len, texts))
         if self._characters > RENEWED_AFTER:
             del self._tokenizer  # two are never held
             self._tokenizer, self._characters = self._make(), 0
         encode = self._tokenizer.encode  # on the calling thread; np.asarray takes numpy and awkward arrays
-        return [np.asarray(encode(text), dtype=np.uint32) for text in texts]
+        # It takes bytes as they are, and makes them of a str otherwise.
+        return [np.asarray(encode(text), dtype=np.uint32) for text in utf8 or [text.encode() for text in texts]]
 
 
 class Tiktoken:
@@ -121,7 +124,7 @@ class Tiktoken:
             import tiktoken
         except ImportError as error:
             raise Unfit(f"is not installed ({error})") from None
-        tree = json.loads(content)
+        tree = orjson.loads(content)
         pattern = pattern_of(tree)
         if pattern is None:
             raise Unfit("takes byte-level tokenizers with one pattern and no added space")
@@ -131,7 +134,7 @@ class Tiktoken:
         self._encoding = tiktoken.Encoding("tokenizer.json", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         self._reference = HuggingFace(content)
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode(self, texts: Sequence[str], utf8: Sequence[bytes] | None = None) -> list[np.ndarray]:
         """As Engine."""
         return [self._encode(text) for text in texts]
 
@@ -192,7 +195,9 @@ def _ranks(tree: dict[str, Any]) -> tuple[dict[bytes, int], list[int]]:
     if lost:
         raise Unfit(f"needs each token to be a byte or the result of a merge, unlike {lost[0]!r}")
     if not model.get("ignore_merges"):
-        bare = HuggingFace(json.dumps({**tree, "pre_tokenizer": None, "normalizer": None, "added_tokens": []}))
+        bare = HuggingFace(
+            orjson.dumps({**tree, "pre_tokenizer": None, "normalizer": None, "added_tokens": []}).decode()
+        )
         unreached = [n for n, ids in zip(names, bare.encode(names), strict=True) if len(ids) != 1]
         if unreached:
             raise Unfit(f"would make the token {unreached[0]!r}, which the merges never reach")
@@ -216,7 +221,7 @@ class CodePoints:
         merges = [[x, y] for x in near for y in letters] + [[x, y] for x in letters for y in near if x not in near]
         names = [*letters, *("".join(merge) for merge in merges)]
         model = {"type": "BPE", "vocab": {name: at for at, name in enumerate(names)}, "merges": merges}
-        content = json.dumps({**tree, "added_tokens": [], "post_processor": None, "model": model})
+        content = orjson.dumps({**tree, "added_tokens": [], "post_processor": None, "model": model}).decode()
         self._both = (HuggingFace(content), make(content))
         self._state = np.zeros(CODE_POINTS, dtype=np.uint8)
         self._learn(np.arange(0x250))
@@ -225,11 +230,10 @@ class CodePoints:
         self._all_agreed = int(np.argmax(self._state != self.AGREED))
         """Below it, all are known to be agreed on."""
 
-    def agreed(self, text: str) -> bool:
-        """Whether the engines agree on each code point of a text."""
-        if text.isascii():
-            return True
-        points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    def agreed(self, utf8: bytes) -> bool:
+        """Whether the engines agree on each code point of a text that is not all ASCII."""
+        # Most of most texts is ASCII, and its octets go faster than code points are made of them.
+        points = np.frombuffer(utf8.translate(None, _ASCII).decode().encode("utf-32-le"), "<u4")
         if points.max() < self._all_agreed:  # most text of European languages
             return True
         state = self._state.take(points)
@@ -257,14 +261,20 @@ class Guarded:
         self.name = fast.name
         self._fast, self._reference, self._code_points, self._matched = fast, reference, code_points, matched
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode(self, texts: Sequence[str], utf8: Sequence[bytes] | None = None) -> list[np.ndarray]:
         """As Engine."""
-        own = [self._code_points.agreed(text) and not any(token in text for token in self._matched) for text in texts]
+        utf8 = utf8 or [text.encode() for text in texts]
+        own = [self._agreed(text, octets) for text, octets in zip(texts, utf8, strict=True)]
         if all(own):
-            return self._fast.encode(texts)
-        fast = iter(self._fast.encode([text for text, mine in zip(texts, own, strict=True) if mine]))
+            return self._fast.encode(texts, utf8)
+        fast = iter(self._fast.encode(list(compress(texts, own)), list(compress(utf8, own))))
         slow = iter(self._reference.encode([text for text, mine in zip(texts, own, strict=True) if not mine]))
         return [next(fast if mine else slow) for mine in own]
+
+    def _agreed(self, text: str, utf8: bytes) -> bool:
+        if any(token in text for token in self._matched):
+            return False
+        return text.isascii() or self._code_points.agreed(utf8)
 
 
 ENGINES: dict[str, Callable[[str], Engine]] = {"gigatoken": Gigatoken, "tiktoken": Tiktoken}
@@ -296,7 +306,7 @@ def choose_engine(content: str, name: EngineName) -> Engines:
         DataError: the named engine does not serve.
     """
     reference = HuggingFace(content)
-    cuttable = ends_words_at_lines(json.loads(content))
+    cuttable = ends_words_at_lines(orjson.loads(content))
     notes = []
     for candidate in {"auto": list(ENGINES), "hf": []}.get(name, [name]):
         try:
@@ -317,7 +327,7 @@ def _raise_what_is_ours(error: BaseException) -> None:
 
 def _guarded(name: str, content: str, reference: HuggingFace) -> Guarded:
     """A fast engine that has passed the probe. Raises Unfit, or what the engine raises."""
-    tree = json.loads(content)
+    tree = orjson.loads(content)
     if tree.get("normalizer") is not None:
         raise Unfit(f"takes no normalizer, which the tokenizer has ({tree['normalizer'].get('type')})")
     make = ENGINES[name]

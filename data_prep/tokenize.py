@@ -132,13 +132,13 @@ class Encoder:
         """Why not a faster one."""
         self.audit = Audit(self._engines, audit_fraction, token_bytes)
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, (T,) uint32, without special tokens.
+    def encode(self, texts: Sequence[str], utf8: Sequence[bytes] | None = None) -> list[np.ndarray]:
+        """Ids of each text, (T,) uint32, without special tokens. `utf8` are the same texts, where the caller has them.
 
         Raises DataError for a lone surrogate, and where the audit finds other ids than the reference's.
         """
         try:
-            encoded = self._engines.fast.encode(texts)
+            encoded = self._engines.fast.encode(texts, utf8)
         except UnicodeEncodeError as error:
             raise DataError(
                 f"a text holds the lone surrogate {error.object[error.start]!r}, which no UTF-8 can spell; "

@@ -57,7 +57,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes | bytearray) -> None:
     """Writes a file so that it is there whole or not at all. Its folder is made where it is missing.
 
     Raises StorageError for a full disk or a missing permission.

@@ -144,7 +144,7 @@ def write_shard(
     tail = layout.file_bytes - _FOOTER_TAIL.size
     _FOOTER_TAIL.pack_into(content, tail, *parts, 0, _END_MAGIC)
     _FOOTER_TAIL.pack_into(content, tail, *parts, _footer_hash(view, layout), _END_MAGIC)
-    write_atomically(folder / file, bytes(content))
+    write_atomically(folder / file, content)
     footer = hash_bytes(view[layout.footer_at :])
     return ShardRecord(file, layout.tokens, layout.documents, text_bytes, layout.file_bytes, footer, source)
 

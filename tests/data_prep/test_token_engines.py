@@ -60,7 +60,8 @@ def test_ids_are_those_of_hugging_face_on_unseen_text(content: str) -> None:
 def test_texts_with_disputed_code_points_would_differ_but_for_the_guard(content: str) -> None:
     disputed = [f"word{chr(point)}word {chr(point)}" for point in (0x88F, 0xC5C, 0xA7CE, 0x10940, 0x323B0)]
     state = choose_engine(content, "gigatoken").fast._code_points  # type: ignore[attr-defined]
-    assert not any(state.agreed(text) for text in disputed) and state.agreed("déjà vu 漢字 🙂 한국어 \u0378")
+    assert not any(state.agreed(text.encode()) for text in disputed)
+    assert state.agreed("déjà vu 漢字 🙂 한국어 \u0378".encode())
     assert differing(content, "gigatoken", disputed) == []
 
 
@@ -102,15 +103,15 @@ def test_auto_falls_back_where_engines_are_not_installed(small: str, monkeypatch
 
 
 class Panics(Gigatoken):
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode(self, texts: Sequence[str], utf8: Sequence[bytes] | None = None) -> list[np.ndarray]:
         raise type("PanicException", (BaseException,), {})("index out of bounds")
 
 
 class Wrong(Gigatoken):
     """One id is wrong, where a text holds a word that no probe does."""
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encoded = super().encode(texts)
+    def encode(self, texts: Sequence[str], utf8: Sequence[bytes] | None = None) -> list[np.ndarray]:
+        encoded = super().encode(texts, utf8)
         for text, ids in zip(texts, encoded, strict=True):
             if (at := text.find("quixotic")) >= 0:
                 ids[len(super().encode([text[:at]])[0])] += 1
@@ -118,8 +119,8 @@ class Wrong(Gigatoken):
 
 
 class WrongAtOnce(Gigatoken):
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [ids[::-1] for ids in super().encode(texts)]
+    def encode(self, texts: Sequence[str], utf8: Sequence[bytes] | None = None) -> list[np.ndarray]:
+        return [ids[::-1] for ids in super().encode(texts, utf8)]
 
 
 @pytest.mark.parametrize(

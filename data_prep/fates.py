@@ -16,6 +16,7 @@ from data_prep.counts import Counts
 from data_prep.dedup import DROPPED, fates_of, first_of_equal, held_out_of
 from data_prep.executors import Executor
 from data_prep.ledger import Ledger, Record
+from data_prep.minhash import SIGNATURE_VERSION
 from data_prep.near_duplicates import find_twins
 from data_prep.scan import Scan, ScanTask
 from data_prep.shard import Judged, texts_of
@@ -214,7 +215,13 @@ def _near_duplicates(
     found: _Passed, contents: Sequence[str], kept: np.ndarray, settings: DedupSettings, executor: Executor
 ) -> NearDuplicates:
     """Those of the last run over the same documents, or new ones; reading candidates again takes minutes on a large corpus."""
-    known = [hash_bytes(found.keys.tobytes()), *contents, settings.model_dump_json(), found.tasks[0].sieve]
+    known = [
+        hash_bytes(found.keys.tobytes()),
+        *contents,
+        settings.model_dump_json(),
+        SIGNATURE_VERSION,
+        found.tasks[0].sieve,
+    ]
     key = hash_bytes("/".join(["near-duplicates", *known]).encode())
     record = found.ledger.find(key)
     if record is None:

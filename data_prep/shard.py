@@ -68,10 +68,16 @@ class ShardTask:
     @property
     def key(self) -> str:
         """Under which the result is kept."""
-        source = (
-            self.judged.hash if self.judged else [self.files.to_dict(), self.corpus.model_dump(mode="json"), self.sieve]
-        )
-        content = ["shards", self.files.source, self.files.index, source, self.tokenizer_hash, self.config_hash]
+        source = self.judged.hash if self.judged else [self.files.to_dict(), self.corpus.model_dump(mode="json")]
+        content = [
+            "shards",
+            self.files.source,
+            self.files.index,
+            source,
+            self.sieve,
+            self.tokenizer_hash,
+            self.config_hash,
+        ]
         return hash_bytes(json.dumps(content, sort_keys=True).encode())
 
     def __str__(self) -> str:

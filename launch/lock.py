@@ -38,8 +38,8 @@ def only_user_of_cache(folder: Path) -> Iterator[None]:
 
     def told(holder: str) -> str:
         return (
-            f"data.cache.dir: {folder} serves the run of {holder}, and two would take each other's shards away; name another "
-            "folder in data.cache.dir"
+            f"data.cache.dir: {folder} serves the run of {holder}, and two would take each other's shards away; where that is "
+            "this run, wait for it or stop it, else name another folder in data.cache.dir"
         )
 
     with _held(folder / LOCK_NAME, told):

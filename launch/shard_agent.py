@@ -42,19 +42,24 @@ START_S = 120.0
 RESTART_S = 1.0
 
 
-def localized(config: RunConfig) -> tuple[RunConfig, str]:
+@contextmanager
+def localized(config: RunConfig) -> Iterator[tuple[RunConfig, str]]:
     """The config with `data.dir` on this node's disk where it asks for a cache, and the address of the data.
 
-    What the data folder has beside its shards is fetched. Raises DataError, StorageError.
+    What the data folder has beside its shards is fetched; within it the cache is this run's alone. Raises ConfigError where it
+    serves another run, DataError, StorageError.
     """
     address, cache = config.data.dir, config.data.cache
     if cache is None:
         check_local(config)
-        return config, address
+        yield config, address
+        return
     address = address if "://" in address else os.path.abspath(config.data_dir)  # noqa: PTH100 (links are kept)
     folder = cache_folder(address, cache.dir)
-    fetch_frame(address, folder)
-    return config.model_copy(update={"data": config.data.model_copy(update={"dir": str(folder)})}), address
+    with only_user_of_cache(folder):
+        forget_last_run(folder)
+        fetch_frame(address, folder)
+        yield config.model_copy(update={"data": config.data.model_copy(update={"dir": str(folder)})}), address
 
 
 def check_local(config: RunConfig) -> None:
@@ -68,26 +73,23 @@ def check_local(config: RunConfig) -> None:
 
 @contextmanager
 def shard_agent(config: RunConfig, address: str) -> Iterator[None]:
-    """Within it the cache of a resolved run is served; without `data.cache` nothing happens.
+    """Within it the cache of a resolved run, which is localized, is served; without `data.cache` nothing happens.
 
-    Raises ConfigError where the cache serves another run, DataError where the agent cannot begin, RankFault where it does not
-    start.
+    Raises DataError where the agent cannot begin, RankFault where it does not start.
     """
     cache = config.data.cache
     if cache is None:
         yield
         return
     folder = config.data.folder
-    with only_user_of_cache(folder):
-        forget_last_run(folder)
-        write_resolved(config, folder / CONFIG_PLACE)
-        keeper = _Keeper(_agent(cache, folder, address), folder)
-        keeper.start()
-        try:
-            keeper.wait_until_it_serves()
-            yield
-        finally:
-            keeper.close()
+    write_resolved(config, folder / CONFIG_PLACE)
+    keeper = _Keeper(_agent(cache, folder, address), folder)
+    keeper.start()
+    try:
+        keeper.wait_until_it_serves()
+        yield
+    finally:
+        keeper.close()
 
 
 class Agent(Protocol):
@@ -252,7 +254,11 @@ def _files_of_steps(config: RunConfig) -> Needed:
     segments = () if reached is None else read_metadata(reached, read_marker(reached)).state.segments
     segment = segments[-1] if segments else first_segment(plan, size)
     needed = NeededShards(plan.from_origin(segment.origin), manifest)
-    return lambda step: needed.files(segment.place(segment.sample(step)), size)
+
+    def files(step: int) -> Sequence[str]:
+        return needed.files(segment.place(segment.sample(step)), size) if step < config.train.steps else ()
+
+    return files
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

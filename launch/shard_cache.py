@@ -92,15 +92,16 @@ class ShardCache:
         self.beat()
 
     def _sound_shards(self) -> set[str]:
-        """Shards of an earlier run that are those of the manifest; what else lies there of shards is deleted."""
+        """Shards of an earlier run that are those of the manifest, as far as they fit; what else lies there is deleted."""
         for partial in self.folder.rglob("*.partial"):
             partial.unlink(missing_ok=True)
-        held = set()
+        held, room = set(), self._budget
         for path in self.folder.rglob("*.tokens"):
             record = self._records.get(str(path.relative_to(self.folder)))
             with suppress(PretrainError):
-                if record is not None and TokenShard(path, "never").hash == record.hash:
+                if record and record.file_bytes <= room and TokenShard(path, "never").hash == record.hash:
                     held.add(record.file)
+                    room -= record.file_bytes
                     continue
             path.unlink(missing_ok=True)
         return held

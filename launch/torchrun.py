@@ -91,7 +91,12 @@ def run(config: RunConfig, launch: Launch | None = None) -> Trained:
     launch = launch or Launch()
     if config.data.cache is not None:  # a mistake in the config is told before anything is fetched
         check_before_data(config, launch, this_machine())
-    config, address = localized(config)
+    with localized(config) as (config, address):
+        return _run(config, address, launch)
+
+
+def _run(config: RunConfig, address: str, launch: Launch) -> Trained:
+    """`run` of a config whose data lie on this node's disk, or are brought there from the address."""
     checked = check(config, launch)
     run_dir = checked.config.run_dir
     # Node 0 speaks for the run; the others only start their ranks.

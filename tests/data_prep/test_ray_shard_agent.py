@@ -23,8 +23,8 @@ def test_an_actor_brings_the_shards_also_after_its_death(
     manifest = write_folder(tmp_path / "data", text_documents(24, 1), text_documents(3, 2), shard_documents=4)
     np.ones(manifest.vocab_size, "<u2").tofile(tmp_path / "data" / "token_bytes.bin")
     cache = {"dir": str(tmp_path / "cache"), "agent": "ray", "lookahead_steps": 1}
-    config, address = localized(read_resolved(make_run(tmp_path / "run", tmp_path / "data", data={"cache": cache})))
-    with shard_agent(config, address):
+    run_dir = make_run(tmp_path / "run", tmp_path / "data", data={"cache": cache})
+    with localized(read_resolved(run_dir)) as (config, address), shard_agent(config, address):
         whole = TokenShards.open(tmp_path / "data", "train")
         cached = TokenShards.open(config.data.folder, "train")
         np.testing.assert_array_equal(cached.read(0, 20), whole.read(0, 20))

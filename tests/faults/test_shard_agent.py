@@ -59,23 +59,23 @@ def test_a_run_through_an_agent_that_is_killed_trains_as_without_one(
     sizes = [path.stat().st_size for path in data.glob("*/*.tokens")]
     cache = {"dir": str(tmp_path / "cache"), "gib": 8 * max(sizes) / 2**30, "lookahead_steps": 2, "agent": "process"}
     run_dir = make_run(tmp_path / "cached", data, data={"order": ERAS, "cache": cache})
-    config, address = localized(read_resolved(run_dir))
-    write_resolved(config, run_dir)
     done, killed = Event(), []
+    with localized(read_resolved(run_dir)) as (config, address):
+        write_resolved(config, run_dir)
 
-    def kill() -> None:
-        while not done.wait(0.01):
-            if (config.data.folder / ".positions").exists() and (agents := children()):
-                os.kill(agents[0], signal.SIGKILL)
-                killed.append(agents[0])
-                return
+        def kill() -> None:
+            while not done.wait(0.01):
+                if (config.data.folder / ".positions").exists() and (agents := children()):
+                    os.kill(agents[0], signal.SIGKILL)
+                    killed.append(agents[0])
+                    return
 
-    killer = Thread(target=kill)
-    killer.start()
-    with shard_agent(config, address):
-        ends = world.run(train_in_rank, run_dir, register(run_dir), -1)
-        done.set()
-        killer.join()
+        killer = Thread(target=kill)
+        killer.start()
+        with shard_agent(config, address):
+            ends = world.run(train_in_rank, run_dir, register(run_dir), -1)
+            done.set()
+            killer.join()
     assert ends == ["finished", "finished"]
     assert losses(run_dir) == losses(plain)
     held = list(config.data.folder.glob("train/*.tokens"))
@@ -92,11 +92,15 @@ def test_an_address_without_a_cache_or_a_cluster_is_refused(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     run_dir = make_run(tmp_path / "run", data, data={"dir": "s3://bucket/set"})
-    with pytest.raises(ConfigError, match=r"read through a cache alone.*data\.cache\.dir"):
-        localized(read_resolved(run_dir))
+    with (
+        pytest.raises(ConfigError, match=r"read through a cache alone.*data\.cache\.dir"),
+        localized(read_resolved(run_dir)),
+    ):
+        pass
     cache = {"dir": str(tmp_path / "cache"), "agent": "ray"}
-    config, address = localized(read_resolved(make_run(tmp_path / "ray", data, data={"cache": cache})))
-    with pytest.raises(DataError, match="RAY_ADDRESS names no cluster"), shard_agent(config, address):
+    run_dir = make_run(tmp_path / "ray", data, data={"cache": cache})
+    told = pytest.raises(DataError, match="RAY_ADDRESS names no cluster")
+    with localized(read_resolved(run_dir)) as (config, address), told, shard_agent(config, address):
         pass
 
 
@@ -121,12 +125,16 @@ def test_a_cache_in_which_a_run_would_crawl_is_refused(
 
 def test_a_cache_serves_one_run(data: Path, tmp_path: Path) -> None:
     cache = {"dir": str(tmp_path / "cache"), "agent": "process"}
-    config, address = localized(read_resolved(make_run(tmp_path / "one", data, data={"cache": cache})))
-    for kind, mark in ((".positions", str(os.getpid())), (".failed", "x")):
-        (config.data.folder / kind).mkdir()
-        (config.data.folder / kind / mark).write_text("7")
-    with shard_agent(config, address):
-        assert not list(config.data.folder.glob(".positions/*")) and not list(config.data.folder.glob(".failed/*"))
-        with pytest.raises(ConfigError, match=r"data\.cache\.dir.*name another folder"), shard_agent(config, address):
+    config = read_resolved(make_run(tmp_path / "one", data, data={"cache": cache}))
+    with localized(config) as (here, _):
+        for kind, mark in ((".positions", str(os.getpid())), (".failed", "x")):
+            (here.data.folder / kind).mkdir()
+            (here.data.folder / kind / mark).write_text("7")
+        manifest = here.data.folder / "manifest.json"
+        before = manifest.stat().st_mtime_ns
+        with pytest.raises(ConfigError, match=r"data\.cache\.dir.*name another folder"), localized(config):
             pass
+        assert manifest.stat().st_mtime_ns == before
+    with localized(config) as (here, address), shard_agent(here, address):
+        assert not list(here.data.folder.glob(".positions/*")) and not list(here.data.folder.glob(".failed/*"))
         assert len(children()) == 1

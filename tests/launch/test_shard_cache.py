@@ -167,6 +167,17 @@ def test_shards_of_other_data_are_not_taken_for_these(tmp_path: Path, source: Pa
     again.close()
 
 
+def test_a_smaller_cache_keeps_of_an_earlier_one_what_fits(tmp_path: Path, source: Path) -> None:
+    files = files_of(source)
+    cache = make_cache(tmp_path, 6, files, lookahead=6)
+    rounds(cache)
+    cache.close()
+    assert len(present(cache)) == 6
+    smaller = make_cache(tmp_path, 2, files)
+    assert 0 < sum(path.stat().st_size for path in smaller.folder.rglob("*.tokens")) <= smaller._budget
+    assert 0 < len(present(smaller)) < 6
+
+
 def test_a_shard_that_somebody_deletes_comes_again(tmp_path: Path, source: Path) -> None:
     cache = make_cache(tmp_path, 4, files_of(source))
     rounds(cache)

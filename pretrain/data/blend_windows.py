@@ -20,8 +20,8 @@ slots holds fewer than L + 1 of them. A group may have a group itself, of source
 sources find one slot too few in some intervals, and a sample may come behind its window. Two of 3,017 such mixtures were seen to
 reach 1 or more, 1.35 the worst (`is_proven`).
 
-What earlier stages owe moves a source's windows. What is moved in all stays below 1 sample, or more would be due at once than
-there are slots; the rest stays owed.
+What earlier stages owe moves a source's windows. What is moved in all stays below 1 sample (1/2 beside a group), or more would be
+due at once than there are slots; the rest stays owed.
 
 Alternative not taken: a tree of two-way splits (`mixture`): cheaper, but 1.3 from exact for some weights of ten sources. Cost:
 some 0.6 us a slot, the same for each rank whatever part of the slots it reads; the first block some milliseconds.

@@ -49,7 +49,7 @@ def resumed_order(
         folder: `data.dir`, for messages.
 
     Raises:
-        DataError: the order is another one, and nothing allows it.
+        DataError: the order is another one, and nothing allows it, or the checkpoint does not say where sources stand.
     """
     segments = state.segments or (first_segment(feed.plan, global_batch_sequences),)
     last = segments[-1]
@@ -62,6 +62,11 @@ def resumed_order(
             f"{folder}: the training samples or their order are not those of the run up to step {step}; going on would "
             "repeat some and skip others. Put data and settings back, start a new run (--set name=NEW-NAME), or go on "
             "with the new order: --allow-change data.order"
+        )
+    if not state.source_samples and not same and len(feed.plan.sources) > 1:
+        raise DataError(
+            f"{folder}: the checkpoint of step {step} does not say how many samples each source had given, so that a new order "
+            "cannot go on behind them; put data and settings back, or start a new run (--set name=NEW-NAME)"
         )
     taken = state.source_samples or feed.counts(state.next_sample)
     segment = next_segment(

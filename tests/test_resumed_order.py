@@ -112,3 +112,11 @@ def test_a_batch_of_another_size_goes_on_in_the_same_order(folder: GrowingFolder
     assert (last.first_step, last.first_sample, last.sample(6)) == (5, 40, 56)
     assert windows(second, 40, 50) == windows(first, 40, 50)
     assert order.told is not None and "16 sequences; the order of samples goes on as it was" in order.told
+
+
+def test_a_new_order_needs_to_know_where_each_source_stood(folder: GrowingFolder) -> None:
+    first = feed(folder)
+    before = state(first, fresh_order(first, 8), 5).model_copy(update={"source_samples": {}})
+    assert len(resumed(feed(folder), before, 5, batch=16).segments) == 2
+    with pytest.raises(DataError, match="step 5 does not say how many samples each source had given"):
+        resumed(feed(folder, seed=8), before, 5, allowed=("run.seed",))

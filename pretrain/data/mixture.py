@@ -4,12 +4,12 @@
     mixture.slots(start, count)      # (sources, numbers): the number-th sample of that source
     mixture.counts(n)                # samples of each source among the first n
 
-The sources of a stage are the leaves of a binary tree. A node that has been asked k times asked its left child round(k * left /
-(left + right)) times, and its right child the rest: both only ever grow, so every slot has one source, and the place in each
-source is known without walking there. Counts stay close to exact at *every* prefix, not at the ends of blocks alone: the
-rounding of a node adds at most one half, and a child inherits only its share of its parent's. That is below 1 for up to four
-sources whatever their weights; `Blend.bound` says what it is for more (1.05 was the worst found for six). A later stage starts
-with the rounding that the one before it left over, so that errors of stages do not add up.
+Up to four sources of a stage are the leaves of a binary tree. A node that has been asked k times asked its left child round(k *
+left / (left + right)) times, and its right child the rest: both only ever grow, so every slot has one source, and the place in
+each source is known without walking there. The rounding of a node adds at most one half, and a child inherits only its share of
+its parent's: with four leaves that stays below 1 whatever the weights. More sources are dealt by `blend_windows`, within 1 of
+exact too. So counts are right at *every* prefix, not at the ends of blocks alone. What one stage left a source short is made up
+in the next, as far as that is possible within the bound.
 
 Alternatives not taken: blocks of slots, each with the difference of two prefix counts W[d+1] n / Q - W[d] n / Q and shuffled by a
 key: the counts are exact at the ends of blocks, off by tens within them, and a weight below 1 / block has to be refused; a draw
@@ -17,19 +17,20 @@ per slot: off by the square root of n. Cost: some 20 ns a slot and level of the 
 Python integers where they can be large, int64 relative to them elsewhere.
 """
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
 
+from pretrain.data.blend_windows import WindowBlend
+
 RESOLUTION = 1 << 44
 """Weights are multiples of its inverse: after 10^10 samples the rounding of a weight has moved a count by less than 0.001."""
 CHUNK = 1 << 16
 """Slots that are computed at once: CHUNK * 2 * RESOLUTION stays below 2^62."""
-MOST_SEARCHED = 6
-"""Sources up to which the tree with the smallest bound is searched for, in some milliseconds; beyond it, it is Huffman's."""
+MOST_IN_TREE = 4
+"""Sources up to which a stage is dealt by a tree; the one with the smallest bound is searched for."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Stage:
     """Samples; None: to the end of the run."""
     weights: tuple[int, ...]
     """Of each source; 0 for one that the stage leaves out. Their sum is at most RESOLUTION."""
+
+    @property
+    def is_windowed(self) -> bool:
+        """Whether its slots are dealt by `blend_windows`."""
+        return sum(weight > 0 for weight in self.weights) > MOST_IN_TREE
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
 
 
 class Blend:
-    """One stage: counts and slots of a fixed set of weights."""
+    """One stage of up to MOST_IN_TREE sources: counts and slots of a fixed set of weights."""
 
     def __init__(self, weights: Sequence[int], owed: Sequence[int] | None = None) -> None:
         """A blend.
@@ -84,6 +90,7 @@ class Blend:
             owed: (D,) what earlier stages left each source short of its exact count, in multiples of 1 / sum(weights).
         """
         assert 0 < sum(weights) <= RESOLUTION and min(weights) >= 0, f"weights {weights}"
+        assert sum(weight > 0 for weight in weights) <= MOST_IN_TREE, f"{len(weights)} sources in a tree"
         self.num_sources = len(weights)
         self.total = sum(weights)
         self._root = _with_phases(_tree(tuple(weights)), self.total, owed or [0] * len(weights))
@@ -115,10 +122,11 @@ class Mixture:
         assert stages and all(stage.length is not None for stage in stages[:-1])
         width = len(stages[0].weights)
         self.num_sources = width
-        self._starts, self._bases, self._blends = [0], [[0] * width], []
+        self._starts, self._bases = [0], [[0] * width]
+        self._blends: list[Blend | WindowBlend] = []
         owed = [0] * width
         for stage in stages:
-            blend = Blend(stage.weights, owed)
+            blend = (WindowBlend if stage.is_windowed else Blend)(stage.weights, owed)
             self._blends.append(blend)
             if stage is stages[-1]:
                 break
@@ -127,11 +135,6 @@ class Mixture:
             owed = [o + length * w - g * blend.total for o, w, g in zip(owed, stage.weights, given, strict=True)]
             self._starts.append(self._starts[-1] + length)
             self._bases.append([b + g for b, g in zip(self._bases[-1], given, strict=True)])
-
-    @property
-    def bound(self) -> float:
-        """The largest bound of a stage; see Blend."""
-        return max(blend.bound for blend in self._blends)
 
     def stage(self, n: int) -> int:
         """The number of the stage that position n lies in."""
@@ -201,18 +204,7 @@ def _join(left: _Node, right: _Node) -> _Node:
 
 @lru_cache(maxsize=64)
 def _tree(weights: tuple[int, ...]) -> _Node:
-    leaves = [_Node(weight, source) for source, weight in enumerate(weights) if weight]
-    return _searched(leaves) if len(leaves) <= MOST_SEARCHED else _huffman(leaves)
-
-
-def _huffman(leaves: Sequence[_Node]) -> _Node:
-    """Heavy sources near the root: their counts inherit most of a parent's rounding."""
-    heap = [(leaf.weight, number, leaf) for number, leaf in enumerate(leaves)]
-    heapq.heapify(heap)
-    for number in range(len(heap), 2 * len(heap) - 1):
-        light, heavy = heapq.heappop(heap)[2], heapq.heappop(heap)[2]
-        heapq.heappush(heap, (light.weight + heavy.weight, number, _join(light, heavy)))
-    return heap[0][2]
+    return _searched([_Node(weight, source) for source, weight in enumerate(weights) if weight])
 
 
 def _searched(leaves: Sequence[_Node]) -> _Node:

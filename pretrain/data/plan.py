@@ -135,6 +135,8 @@ class Plan:
 
     def missing(self, stop: int) -> str | None:
         """The first source that is still growing and not far enough for the positions below `stop`; None: all are known."""
+        if all(source.complete for source in self.sources):
+            return None
         counts = self.counts(stop)
         return next((s.name for s in self.sources if not s.complete and counts[s.name] > s.samples), None)
 
@@ -154,9 +156,17 @@ class Plan:
         return hash_bytes(np.ascontiguousarray(hashes).tobytes())
 
     def as_of(self, facts: Mapping[str, Any]) -> "Plan":
-        """The plan that these facts describe, over the same shards and windows of the same length."""
+        """The plan that these facts describe, over the same shards and windows of the same length.
+
+        Raises DataError where an earlier version dealt the slots, in an order that is no longer known.
+        """
         blend = facts["stages"]
         stages = _by_size(self.sources) if blend is None else tuple(Stage(n, tuple(weights)) for n, weights in blend)
+        if facts.get("dealing") != _dealing(stages).get("dealing"):
+            raise DataError(
+                "the samples of these steps were dealt to more than four sources as an earlier version of pretrain did; use that "
+                "version to trace them"
+            )
         return replace(self, stages=stages, era=facts["era"], seed=facts["seed"], facts=facts)
 
     def from_origin(self, origin: Origin) -> "Plan":
@@ -214,8 +224,14 @@ def build_plan(
             "sources": list(manifest.sources),
             "stages": None if by_size else [[stage.length, list(stage.weights)] for stage in stages],
             "era": era,
+            **_dealing(stages),
         },
     )
+
+
+def _dealing(stages: Sequence[Stage]) -> dict[str, str]:
+    """A fact on how slots are dealt, where it is another way than there was at first: the hashes of other plans stay."""
+    return {"dealing": "windows"} if any(stage.is_windowed for stage in stages) else {}
 
 
 def _blends(order: OrderSettings) -> list[tuple[str, Mapping[str, float]]]:

@@ -8,8 +8,9 @@ import pytest
 from pretrain.data.mixture import CHUNK, RESOLUTION, Blend, Mixture, Stage, integer_weights
 
 
-def random_weights(random: np.random.Generator, sources: int) -> tuple[int, ...]:
+def random_weights(random: np.random.Generator, sources: int, width: int = 0) -> tuple[int, ...]:
     weights = random.random(sources) ** random.choice([1, 4])
+    weights = random.permutation([*weights, *[0.0] * (width - sources)])
     return integer_weights([float(weight) for weight in weights])
 
 
@@ -36,18 +37,6 @@ def test_up_to_four_sources_are_within_one_of_exact_at_every_prefix(sources: int
         assert np.abs(deviations([Stage(None, weights)], 3000)).max() < 1
 
 
-@pytest.mark.parametrize("sources", [5, 6, 9, 16])
-def test_more_sources_stay_within_the_bound_that_the_blend_tells(sources: int) -> None:
-    random = np.random.default_rng(sources)
-    worst = []
-    for _ in range(15):
-        weights = random_weights(random, sources)
-        found = np.abs(deviations([Stage(None, weights)], 3000))
-        worst.append((found >= 1).mean())
-        assert found.max() <= Blend(weights).bound + 1e-9 and Blend(weights).bound < 1.7
-    assert np.mean(worst) < 0.001  # of prefixes and sources
-
-
 def test_a_weight_of_a_millionth_is_served_once_in_a_million() -> None:
     blend = Blend(integer_weights([1 - 1e-6, 1e-6]))
     assert [blend.counts(n)[1] for n in (499_999, 500_001, 1_500_001, 10**12)] == [0, 1, 2, 10**6]
@@ -60,6 +49,15 @@ def test_errors_of_stages_do_not_add_up() -> None:
         stages = [Stage(int(length), random_weights(random, 3)) for length in lengths]
         found = np.abs(deviations([*stages, Stage(None, random_weights(random, 3))], 2500))
         assert found.max() < 1.5 and (found < 1).mean() > 0.99
+
+
+def test_errors_of_stages_of_many_sources_do_not_add_up() -> None:
+    random = np.random.default_rng(6)
+    for _ in range(4):
+        lengths = random.integers(1, 40, 60)
+        stages = [Stage(int(length), random_weights(random, int(random.integers(2, 9)), 9)) for length in lengths]
+        found = np.abs(deviations([*stages, Stage(None, random_weights(random, 9, 9))], 2500))
+        assert found.max() < 2 and (found < 1).mean() > 0.95
 
 
 def test_any_cut_and_any_start_give_the_same_slots() -> None:

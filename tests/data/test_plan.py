@@ -114,6 +114,29 @@ def test_the_hash_shows_every_change_of_the_order(change: dict[str, object]) -> 
     assert plan_of(virtual_manifest(SOURCES, salt=3), weights=WEIGHTS).hash_at(5) != before.hash_at(5)
 
 
+def test_more_than_four_sources_are_dealt_otherwise_than_once_and_the_hash_says_so() -> None:
+    many = virtual_manifest({name: [4000] for name in "abcdef"})
+    equal, four = dict.fromkeys("abcdef", 1 / 6), {**dict.fromkeys("abcd", 0.25), "e": 0.0, "f": 0.0}
+    orders: list[tuple[dict[str, Any], bool]] = [
+        ({}, True),
+        ({"weights": equal}, True),
+        ({"weights": four}, False),
+        ({"stages": [{"tokens": 160, "weights": four}, {"weights": equal}]}, True),
+    ]
+    for order, windowed in orders:
+        plan = plan_of(many, **order)
+        assert ("dealing" in plan.facts) == windowed
+        assert sequence(plan.as_of(dict(plan.facts)), 0, 50) == sequence(plan, 0, 50)
+        older = {name: fact for name, fact in plan.facts.items() if name != "dealing"}
+        if windowed:
+            with pytest.raises(DataError, match="dealt to more than four sources as an earlier version"):
+                plan.as_of(older)
+            assert replace(plan, facts=older).hash_at(5) != plan.hash_at(5)
+        else:
+            assert plan.as_of(older).hash_at(5) == plan.hash_at(5)
+    assert "dealing" not in plan_of(virtual_manifest(SOURCES)).facts
+
+
 def test_stages_change_the_blend_at_their_tokens() -> None:
     stages = [
         {"tokens": 16 * 100, "weights": {"web": 1.0}},

@@ -1,5 +1,7 @@
 """The files that a config names, in an order that depends on their names alone: paths, folders, globs, here and in stores."""
 
+# Strings, not paths: see _files_under.
+# ruff: noqa: PTH109, PTH112, PTH113, PTH114, PTH116, PTH118
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ SUFFIXES: Mapping[str, tuple[str, ...] | None] = {
     "message_catalogues": (".mo",),
 }
 """What is taken from a folder; None: every file. A file that is named is taken whatever its suffix."""
+MAGIC = set("*?[")
+"""Letters of a glob."""
 TAGS = ("ETag", "etag", "md5Hash", "md5", "generation", "Content-MD5", "Digest")
 TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")
 
@@ -37,8 +41,11 @@ class Found:
     """Time of modification, or the store's tag."""
 
 
-def list_files(patterns: Sequence[str], source: str, setting: str) -> list[Found]:
+def list_files(patterns: Sequence[str], source: str, setting: str) -> Iterator[Found]:
     """Files of paths, folders and globs, each once: in the order of the patterns, and by name within each.
+
+    They come while folders are read: of one local folder no more is held than the names in it and in those above the file
+    at hand. Several patterns, and globs, cost the paths of all files while they are listed.
 
     Args:
         patterns: paths or addresses.
@@ -51,39 +58,46 @@ def list_files(patterns: Sequence[str], source: str, setting: str) -> list[Found
     """
     if not patterns:
         raise DataError(f"{setting}: source {source} needs at least one file, folder or glob")
-    found: dict[str, Found] = {}
+    once = len(patterns) == 1 and not MAGIC & set(patterns[0])
+    seen: set[str] = set()
     for pattern in patterns:
+        count = 0
         try:
-            matches = list(_remote_files(pattern, source) if is_remote(pattern) else _local_files(pattern, source))
+            for file in _remote_files(pattern, source) if is_remote(pattern) else _local_files(pattern, source):
+                count += 1
+                if file.path not in seen:
+                    yield file
+                if not once:
+                    seen.add(file.path)
         except DataError as error:
             raise DataError(f"{setting}: {error}") from None
-        if not matches:
+        if not count:
             suffixes = SUFFIXES[source]
             kind = f"no file that ends in {', '.join(suffixes)}" if suffixes else "no file"
             where = "" if is_remote(pattern) else f" (relative to {Path.cwd()})"
             raise DataError(f"{setting}: {redacted(pattern)!r} matches {kind}{where}")
-        for file in matches:
-            found.setdefault(file.path, file)
-    return list(found.values())
 
 
-def local_file(path: Path, name: str) -> Found:
+def local_file(path: Path | str, name: str) -> Found:
     """A file of this machine. Raises StorageError."""
     with told_as_storage_error(path):
-        status = path.stat()
+        status = os.stat(path)
     # A name that is not UTF-8 can be opened, but neither printed nor listed.
     told = os.fsencode(name).decode(errors="replace")
-    return Found(str(path.absolute()), told, status.st_size, str(status.st_mtime_ns))
+    return Found(os.path.join(os.getcwd(), path), told, status.st_size, str(status.st_mtime_ns))
 
 
 def _local_files(pattern: str, source: str) -> Iterator[Found]:
     path = local_path(pattern)
     matches = [path] if path.exists() else _glob(path)
     for match in matches:
-        for file in _files_under(match, source):
-            if not file.is_file():
-                raise DataError(f"{str(file)!r} is neither a file nor a folder")
-            yield local_file(file, str(file))
+        if match.is_dir():
+            for file in _files_under(str(match), SUFFIXES[source]):
+                yield local_file(file, file)
+        elif match.is_file():
+            yield local_file(match, str(match))
+        else:
+            raise DataError(f"{str(match)!r} is neither a file nor a folder")
 
 
 def _glob(pattern: Path) -> list[Path]:
@@ -91,13 +105,23 @@ def _glob(pattern: Path) -> list[Path]:
     return sorted(root.glob(str(pattern.relative_to(root))))
 
 
-def _files_under(path: Path, source: str) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    with told_as_storage_error(path):
-        return sorted(
-            file for file in path.rglob("*") if file.is_file() and _counts(str(file.relative_to(path)), source)
+def _files_under(folder: str, suffixes: tuple[str, ...] | None) -> Iterator[str]:
+    """As sorted paths would be, `a/z` before `a.b`; links to folders are not followed. Raises StorageError.
+
+    Strings: Python keeps a table of the names in all paths of pathlib, 50 bytes and more a file.
+    """
+    with told_as_storage_error(folder), os.scandir(folder) as entries:
+        names = sorted(
+            entry.name
+            for entry in entries
+            if not entry.name.startswith(".")
+            and (suffixes is None or entry.name.endswith(suffixes) or entry.is_dir(follow_symlinks=False))
         )
+    for path in (name if folder == "." else os.path.join(folder, name) for name in names):
+        if os.path.isfile(path):
+            yield path
+        elif os.path.isdir(path) and not os.path.islink(path):
+            yield from _files_under(path, suffixes)
 
 
 def _counts(relative: str, source: str) -> bool:

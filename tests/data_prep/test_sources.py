@@ -100,7 +100,7 @@ def whole(folder: Path) -> dict[str, bytes]:
 
 def test_ranges_are_interleaved_in_proportion_to_the_sources() -> None:
     def ranges(name: str, sizes: list[int]) -> list[FileRange]:
-        return [FileRange(at, (Part("", "", 0, 1, size, size, ""),), name) for at, size in enumerate(sizes)]
+        return [FileRange.of(at, [Part("", "", 0, 1, size, size, "")], name) for at, size in enumerate(sizes)]
 
     plan = interleaved({"a": ranges("a", [10] * 30), "b": ranges("b", [10] * 10), "c": ranges("c", [7])})
     for stop in range(4, 42, 4):

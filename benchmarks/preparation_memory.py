@@ -1,14 +1,17 @@
 """Resident memory of preparation as its input grows: peak of the driver, and of each worker process.
 
     python -m benchmarks.preparation_memory [--corpus FOLDER] [--sizes 0.1 0.3 1.0] [--backend local|ray] [--workers 2]
-                                            [--layout pieces|one] [--method exact|none]
+                                            [--layout pieces|one] [--method exact|none] [--longest MB]
 
 The corpus is a folder of source text and documentation (Debian's `linux-source-6.1`, unpacked, has 1.2 GB), of which a size
 takes the first files in the order of a hash of their names: each size holds the smaller ones. Each file is a document, found
-by listing the folder. Without a folder, text is that of the interpreter's own standard library, cut into documents and
-changed at random places, so that none is equal to another; written as .jsonl, in `pieces` (ranges of 8 MB) or as `one`
-compressed file, which is a single range of any size. The tokenizer is given: training one takes the same few hundred MB for
-every corpus, and would hide what grows. Each size runs in processes of its own.
+by listing the folder. A worker's peak follows its longest document (the kernel has headers of 16 MB), and of more files the
+longest is longer: `--longest 2` leaves out files of over 2 MB, so that what is left is growth with the size of the corpus.
+
+Without a folder, text is that of the interpreter's own standard library, cut into documents and changed at random places, so
+that none is equal to another; written as .jsonl, in `pieces` (ranges of 8 MB) or as `one` compressed file, which is a single
+range of any size. The tokenizer is given: training one takes the same few hundred MB for every corpus, and would hide what
+grows. Each size runs in processes of its own.
 """
 
 import argparse
@@ -50,6 +53,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--layout", choices=["pieces", "one"], default="pieces", help="of text that is made")
     parser.add_argument("--method", choices=["exact", "none"], default="exact", help="of deduplication")
+    parser.add_argument("--longest", type=float, default=float("inf"), help="MB of a file of the corpus")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -71,7 +75,7 @@ def all_sizes(folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str,
         (place / "corpus").mkdir(parents=True)
         (place / "tokenizer.json").write_text(tokenizer)
         if arguments.corpus:
-            link(arguments.corpus, place / "corpus", int(gigabytes * 1e9))
+            link(arguments.corpus, place / "corpus", int(gigabytes * 1e9), arguments.longest * 1e6)
         else:
             name = "rows.jsonl.gz" if arguments.layout == "one" else "rows.jsonl"
             write(place / "corpus" / name, int(gigabytes * 1e9))
@@ -99,9 +103,11 @@ def files_of(corpus: Path) -> Iterator[Path]:
     yield from sorted(found, key=lambda path: hashlib.sha256(os.fsencode(path.relative_to(corpus))).digest())
 
 
-def link(corpus: Path, place: Path, size: int) -> None:
-    """Links to as many files of a folder as make a size. Raises SystemExit where it has fewer."""
+def link(corpus: Path, place: Path, size: int, longest: float) -> None:
+    """Links to as many files of a folder, of `longest` bytes at most, as make a size. Raises SystemExit where it has fewer."""
     for path in files_of(corpus):
+        if path.stat().st_size > longest:
+            continue
         target = place / path.relative_to(corpus)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(path)

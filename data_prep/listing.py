@@ -1,15 +1,18 @@
 """The files that a config names, in an order that depends on their names alone: paths, folders, globs, here and in stores."""
 
+# Strings, not paths: see _files_under.
+# ruff: noqa: PTH109, PTH114, PTH116, PTH118
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 from data_prep.addresses import asked, filesystem, is_remote, local_path, redacted, refuse_secrets, shown
 from pretrain.errors import DataError
-from pretrain.files import storage_error, told_as_storage_error
+from pretrain.files import told_as_storage_error
 
 COMPRESSED_LINES = tuple(kind + suffix for kind in (".jsonl", ".ndjson") for suffix in ("", ".gz", ".zst"))
 SUFFIXES: Mapping[str, tuple[str, ...] | None] = {
@@ -22,6 +25,8 @@ SUFFIXES: Mapping[str, tuple[str, ...] | None] = {
 """What is taken from a folder; None: every file. A file that is named is taken whatever its suffix."""
 SHOWN_CHARACTERS = 200
 """Of a pattern that is none, in messages."""
+MAGIC = set("*?[")
+"""Letters of a glob."""
 TAGS = ("ETag", "etag", "md5Hash", "md5", "generation", "Content-MD5", "Digest")
 TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")
 
@@ -39,8 +44,11 @@ class Found:
     """Time of modification, or the store's tag."""
 
 
-def list_files(patterns: Sequence[str], source: str, setting: str) -> list[Found]:
+def list_files(patterns: Sequence[str], source: str, setting: str) -> Iterator[Found]:
     """Files of paths, folders and globs, each once: in the order of the patterns, and by name within each.
+
+    They come while folders are read: of one local folder no more is held than the names in it and in those above the file
+    at hand. Several patterns, and globs, cost the paths of all files while they are listed.
 
     Args:
         patterns: paths or addresses.
@@ -53,29 +61,33 @@ def list_files(patterns: Sequence[str], source: str, setting: str) -> list[Found
     """
     if not patterns:
         raise DataError(f"{setting}: source {source} needs at least one file, folder or glob")
-    found: dict[str, Found] = {}
+    once = len(patterns) == 1 and not MAGIC & set(patterns[0])
+    seen: set[str] = set()
     for pattern in patterns:
+        count = 0
         try:
-            matches = list(_remote_files(pattern, source) if is_remote(pattern) else _local_files(pattern, source))
+            for file in _remote_files(pattern, source) if is_remote(pattern) else _local_files(pattern, source):
+                count += 1
+                if file.path not in seen:
+                    yield file
+                if not once:
+                    seen.add(file.path)
         except DataError as error:
             raise DataError(f"{setting}: {error}") from None
-        if not matches:
+        if not count:
             suffixes = SUFFIXES[source]
             kind = f"no file that ends in {', '.join(suffixes)}" if suffixes else "no file"
             where = "" if is_remote(pattern) else f" (relative to {Path.cwd()})"
             raise DataError(f"{setting}: {redacted(pattern)!r} matches {kind}{where}")
-        for file in matches:
-            found.setdefault(file.path, file)
-    return list(found.values())
 
 
-def local_file(path: Path, name: str) -> Found:
+def local_file(path: Path | str, name: str) -> Found:
     """A file of this machine. Raises StorageError."""
     with told_as_storage_error(path):
-        status = path.stat()
+        status = os.stat(path)
     # A name that is not UTF-8 can be opened, but neither printed nor listed.
     told = os.fsencode(name).decode(errors="replace")
-    return Found(str(path.absolute()), told, status.st_size, str(status.st_mtime_ns))
+    return Found(os.path.join(os.getcwd(), path), told, status.st_size, str(status.st_mtime_ns))
 
 
 def _local_files(pattern: str, source: str) -> Iterator[Found]:
@@ -86,10 +98,13 @@ def _local_files(pattern: str, source: str) -> Iterator[Found]:
     except (ValueError, RuntimeError, OSError) as error:
         raise DataError(f"{pattern[:SHOWN_CHARACTERS]!r} is no path and no glob ({error}); correct it") from None
     for match in matches:
-        for file in _files_under(match, source):
-            if not file.is_file():
-                raise DataError(f"{str(file)!r} is neither a file nor a folder")
-            yield local_file(file, str(file))
+        if match.is_dir():
+            for file in _files_under(str(match), SUFFIXES[source], set()):
+                yield local_file(file, file)
+        elif match.is_file():
+            yield local_file(match, str(match))
+        else:
+            raise DataError(f"{str(match)!r} is neither a file nor a folder")
 
 
 def _glob(pattern: Path) -> list[Path]:
@@ -97,34 +112,43 @@ def _glob(pattern: Path) -> list[Path]:
     return sorted(root.glob(str(pattern.relative_to(root))))
 
 
-def _files_under(path: Path, source: str) -> list[Path]:
-    """A file itself, or the files of a folder. Links are followed, into each folder once; pathlib's own search passes over linked
-    and unreadable folders without a word, and their documents would be missing from the corpus."""
+def _files_under(folder: str, suffixes: tuple[str, ...] | None, entered: set[tuple[int, int]]) -> Iterator[str]:
+    """As sorted paths would be, `a/z` before `a.b`. Links are followed, into each folder once (`entered`).
+
+    pathlib's own search passes over linked and unreadable folders without a word, and their documents would be missing from the
+    corpus. Strings: Python keeps a table of the names in all paths of pathlib, 50 bytes and more a file.
+
+    Raises DataError for a link to nothing, StorageError.
+    """
+    with told_as_storage_error(folder):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in entered:
+            return
+        entered.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            names = sorted(
+                entry.name
+                for entry in entries
+                if not entry.name.startswith(".")
+                and (suffixes is None or entry.name.endswith(suffixes) or entry.is_dir())
+            )
+    for path in (name if folder == "." else os.path.join(folder, name) for name in names):
+        mode = _mode(path)
+        if S_ISDIR(mode):
+            yield from _files_under(path, suffixes, entered)
+        elif S_ISREG(mode):  # no pipe or device
+            yield path
+
+
+def _mode(path: str) -> int:
+    """Of what a path leads to; 0 where it is gone meanwhile. Raises DataError for a link to nothing, StorageError."""
     with told_as_storage_error(path):
-        if not path.is_dir():
-            return [path]
-    found: list[Path] = []
-    entered: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(path, onerror=_refuse_unreadable, followlinks=True):
-        status = Path(folder).stat()
-        place = status.st_dev, status.st_ino
-        folders[:] = [] if place in entered else sorted(name for name in folders if not name.startswith("."))
-        if place not in entered:
-            found += [file for name in names if _counts(name, source) and _is_readable(file := Path(folder, name))]
-        entered.add(place)
-    return sorted(found)
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    raise storage_error(error) or error
-
-
-def _is_readable(file: Path) -> bool:
-    """Whether it is a file, not a pipe or a device. Raises DataError for a link to nothing, StorageError."""
-    with told_as_storage_error(file):
-        if file.is_symlink() and not file.exists():
-            raise DataError(f"{str(file)!r} is a link to nothing; mend or remove it")
-        return file.is_file()
+        try:
+            return os.stat(path).st_mode
+        except FileNotFoundError:
+            if os.path.islink(path):
+                raise DataError(f"{path!r} is a link to nothing; mend or remove it") from None
+            return 0
 
 
 def _counts(relative: str, source: str) -> bool:

@@ -41,18 +41,26 @@ def plan_ranges(
     setting = "data.prepare.corpus" if source == "main" else f"data.prepare.corpora.{source}"
     if (corpus.source_field is None) != (corpus.target_field is None):
         raise DataError(f"{setting}: source_field and target_field are set together (pairs) or not at all (text)")
-    parts = list(_parts(corpus, folder, task_bytes, setting))
-    if not any(part.size for part in parts):
+    ranges: list[FileRange] = []
+    for parts in _groups(_parts(corpus, folder, task_bytes, setting), task_bytes):
+        ranges.append(FileRange.of(first_index + len(ranges), parts, source))
+    if not any(files.size for files in ranges):
         raise DataError(f"{setting}: {_describe(corpus)} holds no text: no file, or empty files alone")
-    groups: list[list[Part]] = []
+    return ranges
+
+
+def _groups(parts: Iterable[Part], task_bytes: int) -> Iterator[list[Part]]:
+    """Neighbours of `task_bytes` at most, or one that is larger."""
+    group: list[Part] = []
     size = 0
     for part in parts:
-        if not groups or size + part.size > task_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(part)
+        if group and size + part.size > task_bytes:
+            yield group
+            group, size = [], 0
+        group.append(part)
         size += part.size
-    return [FileRange(first_index + number, tuple(group), source) for number, group in enumerate(groups)]
+    if group:
+        yield group
 
 
 def _describe(corpus: CorpusSettings) -> str:
@@ -77,10 +85,10 @@ def _parts(corpus: CorpusSettings, folder: Path, task_bytes: int, setting: str) 
         elif corpus.source == "jsonl":
             yield from (part for file in files for part in _bytes(file, task_bytes))
         elif corpus.source == "parquet":
-            yield from _row_groups(files, corpus, task_bytes)
+            yield from _row_groups(list(files), corpus, task_bytes)
         else:
             targets = list_files(corpus.target_paths, corpus.source, f"{setting}.target_paths")
-            yield from aligned_parts(files, targets, task_bytes, setting)
+            yield from aligned_parts(list(files), list(targets), task_bytes, setting)
 
 
 def _standard_library() -> Iterator[Part]:

@@ -60,7 +60,7 @@ def put_rows(store: CountingFileSystem, path: str, tmp_path: Path, rows: int = 2
 def test_folders_files_and_globs_are_listed_by_name(store: CountingFileSystem) -> None:
     for name in ("b.jsonl", "a/z.jsonl", "a.jsonl", "a/.hidden.jsonl", "a/readme.md", "c.jsonl.gz"):
         store.pipe(f"/data/{name}", b"x" * len(name))
-    whole = list_files(["counting://data"], "jsonl", "paths")
+    whole = list(list_files(["counting://data"], "jsonl", "paths"))
     assert [file.name.removeprefix("counting:///data/") for file in whole] == [
         "a/z.jsonl",
         "a.jsonl",
@@ -68,16 +68,16 @@ def test_folders_files_and_globs_are_listed_by_name(store: CountingFileSystem) -
         "c.jsonl.gz",
     ]
     assert [file.size for file in whole] == [9, 7, 7, 10]
-    assert list_files(["counting://data/[ab].jsonl"], "jsonl", "paths") == whole[1:3]
-    assert list_files(["counting://data/b.jsonl", "counting://data/**"], "jsonl", "paths")[0] == whole[2]
+    assert list(list_files(["counting://data/[ab].jsonl"], "jsonl", "paths")) == whole[1:3]
+    assert next(list_files(["counting://data/b.jsonl", "counting://data/**"], "jsonl", "paths")) == whole[2]
 
 
 def test_the_version_is_the_store_s_tag_or_the_time(store: CountingFileSystem) -> None:
     store.pipe("/a.jsonl", b"one")
-    first = list_files(["counting://a.jsonl"], "jsonl", "paths")[0].version
-    assert list_files(["counting://*.jsonl"], "jsonl", "paths")[0].version == first
+    first = next(list_files(["counting://a.jsonl"], "jsonl", "paths")).version
+    assert next(list_files(["counting://*.jsonl"], "jsonl", "paths")).version == first
     store.pipe("/a.jsonl", b"two")
-    assert list_files(["counting://a.jsonl"], "jsonl", "paths")[0].version != first
+    assert next(list_files(["counting://a.jsonl"], "jsonl", "paths")).version != first
     from data_prep.listing import _version
 
     time = datetime(2026, 1, 1, tzinfo=UTC)

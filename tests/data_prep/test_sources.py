@@ -100,7 +100,7 @@ def whole(folder: Path) -> dict[str, bytes]:
 
 def test_ranges_are_interleaved_in_proportion_to_the_sources() -> None:
     def ranges(name: str, sizes: list[int]) -> list[FileRange]:
-        return [FileRange(at, (Part("", "", 0, 1, size, size, ""),), name) for at, size in enumerate(sizes)]
+        return [FileRange.of(at, [Part("", "", 0, 1, size, size, "")], name) for at, size in enumerate(sizes)]
 
     plan = interleaved({"a": ranges("a", [10] * 30), "b": ranges("b", [10] * 10), "c": ranges("c", [7])})
     for stop in range(4, 42, 4):
@@ -113,8 +113,8 @@ def test_ranges_are_interleaved_in_proportion_to_the_sources() -> None:
 
 
 def test_a_source_of_one_range_stands_in_the_middle_of_the_others() -> None:
-    ranges = [FileRange(at, (Part("", "", 0, 1, 10, 10, ""),), "a") for at in range(10)]
-    plan = interleaved({"a": ranges, "b": [FileRange(0, (Part("", "", 0, 1, 7, 7, ""),), "b")]})
+    ranges = [FileRange.of(at, (Part("", "", 0, 1, 10, 10, ""),), "a") for at in range(10)]
+    plan = interleaved({"a": ranges, "b": [FileRange.of(0, (Part("", "", 0, 1, 7, 7, ""),), "b")]})
     assert [files.source for files in plan] == ["a"] * 5 + ["b"] + ["a"] * 5
 
 

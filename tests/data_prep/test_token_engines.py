@@ -74,6 +74,14 @@ def test_gigatoken_made_anew_for_its_memory_gives_the_same_ids(small: str, monke
     assert all(np.array_equal(a, b) for a, b in zip(again, HuggingFace(small).encode(texts), strict=True))
 
 
+def test_gigatoken_is_made_anew_before_a_worker_has_seen_100_million_characters(small: str) -> None:
+    engine, text = Gigatoken(small), "word " * 2_000_000
+    first = engine._tokenizer
+    for _ in range(10):
+        engine.encode([text])
+    assert engine._tokenizer is not first
+
+
 def test_the_share_of_the_config_is_that_of_an_encoder() -> None:
     assert TokenizerSettings().audit_fraction == AUDIT_FRACTION
 

@@ -15,21 +15,27 @@ BIN := $(VENV)/bin
 # The environment is made anew when what it is made of changes; a second run finds the stamp and does nothing.
 INSTALLED := $(VENV)/.installed
 
+SLURM_TOOLS := slurmctld slurmd sbatch munged shellcheck ip nsenter unshare setpriv
+SLURM_PACKAGES := slurm-wlm munge shellcheck iproute2 util-linux
+
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: quickstart test gpu-test gpu-bench bench doctor lint setup clean
+.PHONY: quickstart test slurm-test gpu-test gpu-bench bench doctor lint setup slurm-tools clean
 
 quickstart: setup
 	@$(BIN)/pretrain quickstart
 
 test: lint
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not gpu" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not gpu and not slurm" $(PYTEST_ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports
+
+slurm-test: setup slurm-tools
+	@$(BIN)/python -m pytest -m slurm $(PYTEST_ARGS) tests/slurm
 
 gpu-test: setup
 	@$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
@@ -56,6 +62,17 @@ $(INSTALLED): pyproject.toml Makefile
 	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) -e '.[dev]'
 	@touch $@
+
+# The tests of tests/slurm run on a Slurm of their own; only root can install it or bring it up.
+slurm-tools:
+	@for tool in $(SLURM_TOOLS); do PATH="$$PATH:/usr/sbin:/sbin" command -v $$tool > /dev/null || missing="$$missing $$tool"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then \
+	  echo "the Slurm tests are skipped without$$missing; as root on Debian or Ubuntu: apt-get install $(SLURM_PACKAGES)"; exit 0; fi; \
+	echo "installing what the Slurm tests lack:$$missing"; \
+	install="apt-get install -qq -y --no-install-recommends -o DPkg::Lock::Timeout=300 $(SLURM_PACKAGES)"; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	$$install > /dev/null 2>&1 || { apt-get update -qq && $$install > /dev/null; }
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

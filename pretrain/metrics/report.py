@@ -171,10 +171,11 @@ def _loss_by_source(run: RunRecord) -> Fragment:
     names = sorted({name for row in run.rows for name in row if name.startswith(SOURCE_LOSS)})
     colors: tuple[Color, ...] = ("blue", "orange", "green", "purple", "red", "faint")
     curves = []
-    for name, color in zip(names, colors, strict=False):  # of more sources metrics.jsonl and W&B have the rest
+    for name, color in zip(names, colors, strict=False):
         points = run.points(name)
         curves.append(Series(name.removeprefix(SOURCE_LOSS), smoothed(points, max(2, len(points) // 50)), color))
-    return line_chart("Training loss by source", curves)
+    cut = f" (the first {len(colors)} of {len(names)}; metrics.jsonl has all)" if len(names) > len(colors) else ""
+    return line_chart(f"Training loss by source{cut}", curves)
 
 
 def _loss_by_position(run: RunRecord) -> Fragment:

@@ -80,7 +80,9 @@ def test_the_training_loss_of_each_source_is_drawn_where_there_are_several(run_d
     assert "Training loss by source" not in report(run_dir)
     log(run_dir, 3, 41, 42, **{"train/loss/web": 3.0, "train/loss/notes": 4.0})
     text = report(run_dir)
-    assert "Training loss by source" in text and "notes" in text
+    assert "Training loss by source" in text and "notes" in text and "metrics.jsonl has all" not in text
+    log(run_dir, 3, 43, 44, **{f"train/loss/s{number}": 3.0 for number in range(6)})
+    assert "Training loss by source (the first 6 of 8; metrics.jsonl has all)" in report(run_dir)
 
 
 def test_baselines_stand_beside_the_loss(run_dir: Path) -> None:

@@ -190,6 +190,9 @@ def test_checkpoints_are_listed_and_a_damaged_one_fails_the_check(
     assert main(["checkpoint", "verify", str(run_dir)]) == 1
     out, err = capsys.readouterr()
     assert out.startswith("damaged") and "1 of 1 checkpoints damaged" in err
+    append_json_line(run_dir / "attempts.jsonl", {"generation": 2, "committed": {}})
+    assert main(["checkpoint", "list", str(run_dir)]) == 0
+    assert "does not count: a later launch had begun" in capsys.readouterr().out
 
 
 def test_known_runs_are_told_where_a_folder_is_none(

@@ -18,6 +18,7 @@ from errno import EEXIST, EISDIR, ELOOP, ENAMETOOLONG, ENOTDIR
 from typing import Any, NoReturn
 
 from launch.arguments import Arguments, Parser, add, add_config, add_overrides, add_run, natural, nearest, positive
+from launch.cluster_arguments import add_cluster_commands
 from launch.data_arguments import add_data_commands
 from pretrain.errors import Interrupted, PretrainError, StorageError
 from pretrain.files import storage_error
@@ -109,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_config_commands(commands)
     _add_run_commands(commands)
     add_data_commands(commands)
+    add_cluster_commands(commands)
     add(commands, "doctor", "what this machine has, what is missing, and the fix", "doctor")
     return parser
 

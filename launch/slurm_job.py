@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from launch.cli import exit_code_of
 from pretrain.checkpoint.format import latest_checkpoint
@@ -40,7 +40,7 @@ Action = Literal["go", "requeue", "leave", "stop"]
 Policy = Literal["requeue", "chain", "never"]
 Row = Mapping[str, Any]
 
-POLICIES: tuple[Policy, ...] = get_args(Policy)
+POLICIES: Mapping[str, Policy] = {"requeue": "requeue", "chain": "chain", "never": "never"}
 FIRST_PORT = 20_000
 PORTS_OF_A_JOB = 10
 """Ports that a job has to itself, for its launchers, preflight, Ray."""
@@ -259,7 +259,7 @@ def _command(argv: Sequence[str]) -> None:
 
 def _facts(arguments: argparse.Namespace, environment: Mapping[str, str]) -> JobFacts:
     wish = environment.get("PRETRAIN_REQUEUE") or "requeue"
-    policy = next((known for known in POLICIES if known == wish), None)
+    policy = POLICIES.get(wish)
     if policy is None:
         raise ConfigError(f"PRETRAIN_REQUEUE={wish} must be one of {', '.join(POLICIES)}")
     faults = environment.get("PRETRAIN_MAX_FAULTS") or "3"

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.cli import exit_code_of
+from launch.node_reports import floors_of, judge, read_reports, reports_folder, table
 from pretrain.checkpoint.format import latest_checkpoint
 from pretrain.config import load_config
 from pretrain.errors import (
@@ -283,16 +284,31 @@ def _decision(arguments: argparse.Namespace, facts: JobFacts) -> Decision:
     if arguments.stage == "start":
         return at_start(facts, events)
     if arguments.stage == "preflight":
-        outcome = Outcome(0, "")  # judged below
+        outcome = _judged(arguments.code, facts)
         if arguments.asked:
             outcome = Outcome(Preempted.exit_code, "asked to stop before the launch")
         if outcome.code == 0:
-            return Decision("go", 0, "every node is fit")
+            return Decision("go", 0, outcome.message)
     else:
         attempts = read_json_lines(facts.run_dir / ATTEMPTS_FILE)
         outcome = outcome_of(arguments.code, arguments.asked, facts, events, attempts)
     newest = latest_checkpoint(facts.run_dir)
     return decide(outcome, facts, events, newest.step if newest else None)
+
+
+def _judged(code: int, facts: JobFacts) -> Outcome:
+    """What preflight found; tells the job's log."""
+    reports = read_reports(reports_folder(facts.run_dir, facts.job, facts.restart))
+    if not reports:
+        return Outcome(code or RankFault.exit_code, f"preflight did not run (srun ended with {code})")
+    verdict = judge(reports, facts.nodes, floors_of(os.environ))
+    print(table(reports, facts.nodes, verdict), file=sys.stderr)
+    if verdict.wrong is not None:
+        return Outcome(ConfigError.exit_code, verdict.wrong)
+    if verdict.bad:
+        named = "; ".join(f"{node}: {why}" for node, why in verdict.bad.items())
+        return Outcome(RankFault.exit_code, named, tuple(verdict.bad) if len(verdict.bad) < len(facts.nodes) else ())
+    return Outcome(0, f"{len(facts.nodes)} of {len(facts.nodes)} nodes are fit")
 
 
 def _note(decision: Decision, facts: JobFacts, stage: str) -> None:

@@ -137,7 +137,7 @@ class ClusterSettings(Settings):
     cpus_per_node: PositiveInt
     """Cores that a job asks for on a full node; ranks share them."""
     memory_gib: PositiveFloat | None = None
-    """GiB of memory that a job asks for on a full node. null: what the site gives unasked."""
+    """GiB of memory that a job asks for on a full node. null: all of it, which only a job with whole nodes can ask for."""
     partition: Annotated[str, _WORDS] | None = None
     """Slurm's partition, or several with commas. null: the site's default."""
     cpu_partition: Annotated[str, _WORDS] | None = None
@@ -247,6 +247,11 @@ CLUSTER_RULES: tuple[Rule[ClusterSettings], ...] = (
             f"ranks_per_node={c.ranks_per_node} must be at most gpus_per_node={c.gpus_per_node}: each rank needs a GPU of its "
             "own; leave ranks_per_node out"
         ),
+    ),
+    Rule(
+        "shared_nodes_share_memory",
+        lambda c: not c.exclusive and c.memory_gib is None,
+        lambda c: "memory_gib is missing: with exclusive=false a job asks for its part of a node's memory; say how much there is",
     ),
     Rule(
         "time_limit_leaves_room",

@@ -19,6 +19,7 @@ Task = Literal["train", "prepare", "evaluate"]
 
 LOGS_FOLDER = "logs"
 HEADER = "#SBATCH "
+_OPPOSITES = {"--no-requeue": "--requeue", "--oversubscribe": "--exclusive"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Place:
     cpus: int
     gpus: int
     memory_gib: float | None
-    """None: what the site gives unasked."""
+    """None: all of it."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def options(job: Job) -> list[str]:
         "ntasks-per-node": 1,
         "cpus-per-task": place.cpus,
         "gpus-per-node": f"{gpu_type}{place.gpus}" if place.gpus else None,
-        "mem": None if place.memory_gib is None else f"{int(place.memory_gib * 1024)}M",
+        "mem": "0" if place.memory_gib is None else f"{int(place.memory_gib * 1024)}M",
         "time": job.time or cluster.time_limit,
         "dependency": _dependency(job),
         "array": f"1-{cluster.chain_length}%1" if job.is_array else None,
@@ -127,8 +128,10 @@ def options(job: Job) -> list[str]:
         "export": "ALL",
     }
     given = [f"--{name}={value}" for name, value in values.items() if value is not None]
-    flags = ["--exclusive"] if cluster.exclusive else []
-    return [*given, *flags, "--requeue" if cluster.requeue == "requeue" else "--no-requeue", *cluster.options]
+    # The template's own --exclusive is taken back by its opposite; there is no neutral word.
+    sharing = "--exclusive" if cluster.exclusive else "--oversubscribe"
+    requeue = "--requeue" if cluster.requeue == "requeue" else "--no-requeue"
+    return [*given, sharing, requeue, *cluster.options]
 
 
 def _dependency(job: Job) -> str | None:
@@ -190,8 +193,9 @@ def effective_options(text: str, given: list[str]) -> list[str]:
 
 
 def _key(option: str) -> str:
+    """The option's name, or that of its opposite: the last of both stands."""
     name = option.split("=")[0]
-    return "--requeue" if name == "--no-requeue" else name
+    return _OPPOSITES.get(name, name)
 
 
 def render(job: Job, text: str) -> str:

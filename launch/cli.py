@@ -227,6 +227,14 @@ def _add_run_commands(commands: Any) -> None:
     _add_run(_add(actions, "list", "the committed checkpoints of a run", "list_checkpoints"))
     _add_run(_add(actions, "verify", "hold every file of every checkpoint against its hash", "verify_checkpoints"))
 
+    status = _add(commands, "status", "state, step, loss and speed of all runs below a folder", "status.status")
+    status.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="or one run; default: %(default)s")
+    status.add_argument(
+        "--interval", type=_positive, default=5, metavar="S", help="of a terminal; default: %(default)s"
+    )
+    status.add_argument("--once", action="store_true", help="do not refresh; so where the output is no terminal")
+    status.add_argument("--json", action="store_true", help="for scripts, once")
+
 
 def _add_data_commands(commands: Any) -> None:
     data = commands.add_parser("data", help="look into prepared data", description="What lies in prepared data.")

@@ -8,6 +8,7 @@ Alternative not taken: `pretrain.metrics.run_record`, which reads every file who
 """
 
 import json
+import math
 import os
 import platform
 import re
@@ -60,19 +61,24 @@ class RunFacts:
     launcher_gone: bool
     """Whether the process that last held the run was on this machine and is no more. Of another machine nothing is known."""
     notes: tuple[str, ...]
-    """What could not be read."""
+    """What could not be read, by the names of the files."""
 
 
 def find_runs(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The runs at or below a folder, and the folders directly below it that hold none. Raises OSError for the folder itself."""
+    """The runs at or below a folder, and the folders directly below it that hold none. Raises OSError for the folder itself.
+
+    Links are followed; a run that is reached in several ways is given once.
+    """
     if _is_run(folder):
         return [folder], []
     runs: list[Path] = []
     foreign: list[Path] = []
+    seen = {_identity(folder)}
     for child in _folders(folder):
-        below = list(_runs_below(child, MAX_DEPTH - 1))
+        known = _identity(child) in seen
+        below = list(_runs_below(child, MAX_DEPTH - 1, seen))
         runs += below
-        if not below:
+        if not below and not known:
             foreign.append(child)
     return runs, foreign
 
@@ -83,7 +89,7 @@ def read_facts(run_dir: Path) -> RunFacts:
     return RunFacts(
         folder=run_dir,
         total_steps=_total_steps(run_dir, notes),
-        metrics=[row for row in tail_rows(run_dir / METRICS_FILE, notes) if number(row, "step") is not None],
+        metrics=[row for row in tail_rows(run_dir / METRICS_FILE, notes) if _is_of_a_step(row)],
         events=tail_rows(run_dir / EVENTS_FILE, notes),
         attempts=tail_rows(run_dir / ATTEMPTS_FILE, notes),
         jobs=[row for row in tail_rows(run_dir / JOBS_FILE, notes) if isinstance(row.get("job"), int)],
@@ -104,6 +110,11 @@ def number(row: Row, name: str) -> float | None:
         return None
 
 
+def _is_of_a_step(row: Row) -> bool:
+    step = number(row, "step")
+    return step is not None and math.isfinite(step)
+
+
 def tail_rows(path: Path, notes: list[str]) -> list[Row]:
     """The last objects of a .jsonl file, oldest first; none where it is missing. What is wrong with it is added to the notes."""
     size = TAIL_BYTES
@@ -120,10 +131,10 @@ def tail_rows(path: Path, notes: list[str]) -> list[Row]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        notes.append(f"{path}: cannot be read ({error.strerror})")
+        notes.append(f"{path.name}: cannot be read ({error.strerror})")
         return []
     if damaged:
-        notes.append(f"{path}: {damaged} of its last lines {'is' if damaged == 1 else 'are'} damaged and left out")
+        notes.append(f"{path.name}: {damaged} of its last lines {'is' if damaged == 1 else 'are'} damaged and left out")
     return rows
 
 
@@ -153,11 +164,11 @@ def _total_steps(run_dir: Path, notes: list[str]) -> int | None:
         except FileNotFoundError:
             continue
         except OSError as error:
-            notes.append(f"{path}: cannot be read ({error.strerror})")
+            notes.append(f"{path.name}: cannot be read ({error.strerror})")
             continue
         except (ValueError, yaml.YAMLError, LookupError, TypeError):
             pass
-        notes.append(f"{path}: train.steps cannot be read from it")
+        notes.append(f"{path.name}: train.steps cannot be read from it")
     return None
 
 
@@ -197,13 +208,23 @@ def _is_run(folder: Path) -> bool:
 
 
 def _folders(folder: Path) -> list[Path]:
+    """Folders in a folder, links last."""
     with os.scandir(folder) as entries:
-        return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        found = [(entry.is_symlink(), entry.path) for entry in entries if entry.name[0] != "." and entry.is_dir()]
+    return [Path(path) for _, path in sorted(found)]
 
 
-def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
-    """Runs at or below a folder; what cannot be listed holds none."""
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _runs_below(folder: Path, depth: int, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Runs at or below a folder that were not seen yet; what cannot be listed holds none."""
     try:
+        if _identity(folder) in seen:
+            return
+        seen.add(_identity(folder))
         if _is_run(folder):
             yield folder
             return
@@ -211,4 +232,4 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
     except OSError:
         return
     for child in children:
-        yield from _runs_below(child, depth - 1)
+        yield from _runs_below(child, depth - 1, seen)

@@ -6,10 +6,11 @@ a narrow terminal the least important columns go, on a short one the last rows. 
 
 import json
 import math
+import re
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from pretrain.metrics.console import duration, plural, short
 from pretrain.metrics.jsonl import to_json
 
 MAX_RUN_WIDTH = 40
-MIN_EVENT_WIDTH = 16
+MIN_EVENT_WIDTH = 24
 """Cells; with less room another column goes first."""
 MAX_EVENT_WIDTH = 72
 MAX_NOTES = 5
@@ -69,7 +70,7 @@ class _Column:
     title: str
     text: Callable[[RunRow], str]
     rank: int
-    """Importance: where there is no room the columns of the highest rank go first."""
+    """Importance: 0 is always shown, the highest goes first where there is no room."""
     left: bool = False
 
 
@@ -111,8 +112,8 @@ def look(folder: Path, now: float, ask: Callable[[Sequence[int]], Queue] = ask_q
     rows = [row_of(each, _name(each.folder, folder), queue, now) for each in facts]
     notes = [f"not runs: {', '.join(path.name for path in foreign)}"] if foreign else []
     notes += [queue.note] if queue.note is not None else []
-    notes += [note for each in facts for note in each.notes]
-    return View(tuple(sorted(rows, key=lambda row: (_rank(row), row.run))), tuple(notes))
+    notes += [f"{row.run}/{note}" for row, each in zip(rows, facts, strict=True) for note in each.notes]
+    return View(tuple(sorted(rows, key=lambda row: (_rank(row), _natural(row.run)))), tuple(notes))
 
 
 def table(view: View, *, width: int, height: int = UNLIMITED) -> list[Text]:
@@ -133,28 +134,34 @@ def as_json(view: View) -> dict[str, object]:
 
 
 def _grid(rows: Sequence[RunRow], width: int) -> list[Text]:
-    columns = _columns()
-    cells = {column.title: [column.title, *(_plain(column.text(row)) for row in rows)] for column in columns}
+    cells = {column.title: [column.title, *(_plain(column.text(row)) for row in rows)] for column in _columns()}
     widths = {title: max(map(cell_len, texts)) for title, texts in cells.items()}
-    widths["run"] = min(widths["run"], MAX_RUN_WIDTH)
     wanted = min(widths["last event"], MAX_EVENT_WIDTH)
-    least = min(MIN_EVENT_WIDTH, wanted)
-    widths["last event"] = least
-    while len(columns) > 2 and sum(widths[c.title] + 2 for c in columns) - 2 > width:
-        columns.remove(max(columns, key=lambda column: column.rank))
-    spare = width - sum(widths[c.title] + 2 for c in columns) + 2
-    widths["last event"] = max(0, min(wanted, least + spare))
+    widths |= {"run": min(widths["run"], MAX_RUN_WIDTH), "last event": min(MIN_EVENT_WIDTH, wanted)}
+    columns = _fitting(widths, width)
+    spare = width - sum(widths[column.title] + 2 for column in columns) + 2
+    widths["last event"] += max(0, min(wanted - widths["last event"], spare))
     lines = []
     for index in range(len(rows) + 1):
-        style = "dim" if index == 0 else _COLOURS.get(rows[index - 1].state, "")
+        colour = _COLOURS.get(rows[index - 1].state, "") if index else "dim"
         line = Text()
         for column in columns:
             text = _fitted(cells[column.title][index], widths[column.title], column.left)
-            line.append(text + "  ", style=style if index == 0 or column.title == "state" else "")
+            line.append(text + "  ", style=colour if index == 0 or column.title == "state" else "")
         line.rstrip()
         line.truncate(width)
         lines.append(line)
     return lines
+
+
+def _fitting(widths: Mapping[str, int], width: int) -> list[_Column]:
+    """The columns that fit, the most important ones first; run and state in any case."""
+    chosen, room = set(), width + 2
+    for column in sorted(_columns(), key=lambda column: column.rank):
+        if column.rank == 0 or widths[column.title] + 2 <= room:
+            chosen.add(column.title)
+            room -= widths[column.title] + 2
+    return [column for column in _columns() if column.title in chosen]
 
 
 def _columns() -> list[_Column]:
@@ -223,3 +230,8 @@ def _rank(row: RunRow) -> int:
 
 def _name(run: Path, folder: Path) -> str:
     return run.absolute().name if run == folder else str(run.relative_to(folder))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """For sorting: run-2 before run-10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -38,7 +38,7 @@ MAX_DEPTH = 4
 """Folders below the one that is asked about in which runs are looked for."""
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
-_HOLDER = re.compile(r"process (\d+) on (\S+)")
+_HOLDER = re.compile(r"process (\d+) on ([^\s,]+)")
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where the library is there
 
 Row = Mapping[str, Any]

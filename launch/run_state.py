@@ -1,8 +1,8 @@
 """From the facts of a run's folder and Slurm's answer to one row about the run: a pure function of both and the clock.
 
-A run's end is told by its last event, `launch_ended` of the launcher or `finish` of rank 0. Without one it is under way, unless
-nobody can be at it any more (its job has left the queue, its launcher is gone from this machine: `failed`), or it has been silent
-for longer than its steps explain (`stale`: it hangs, or died where this machine cannot see it).
+A run's end is told by its last event: `launch_ended` of the launcher, `finish` of rank 0 or `job` of a batch script. Without one it
+is under way, unless nobody can be at it any more (its job has left the queue, its launcher is gone from this machine: `failed`), or
+it has been silent for longer than its steps explain (`stale`: it hangs, or died where this machine cannot see it).
 """
 
 import math
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
+from launch.job_states import JobState, Queue
 from launch.run_facts import Row, RunFacts, number
-from launch.slurm_queue import Queue, QueuedJob
 from pretrain.errors import Interrupted, Preempted
 from pretrain.metrics.console import duration, plural
 
@@ -121,7 +121,7 @@ def words(event: Row) -> str:
         summary = event.get("summary")
         end = _one_line(summary.get("end", "")) if isinstance(summary, dict) else ""
         return end or ("finished" if event.get("exit_code") == 0 else f"ended with exit code {event.get('exit_code')}")
-    if kind == "launch_ended":
+    if kind in ("launch_ended", "job"):
         return told or ("finished" if event.get("exit_code") == 0 else f"ended with exit code {event.get('exit_code')}")
     if kind == "restart" and not told:
         return f"went on at step{at}"
@@ -153,7 +153,7 @@ def _with_state(row: RunRow, facts: RunFacts, queue: Queue, now: float) -> RunRo
     return replace(row, state="training" if _rows_of_launch(facts) else "starting")
 
 
-def _in_queue(row: RunRow, facts: RunFacts, job: int, kind: str, queued: QueuedJob, now: float) -> RunRow:
+def _in_queue(row: RunRow, facts: RunFacts, job: int, kind: str, queued: JobState, now: float) -> RunRow:
     """The row of a run that has a job in the queue."""
     state, detail = queued.state.lower(), ""
     if queued.state == "PENDING":
@@ -177,7 +177,7 @@ def _unstarted(row: RunRow, facts: RunFacts, queue: Queue, now: float) -> RunRow
     return replace(row, state="failed", event=told, event_age_s=None if submitted is None else now - submitted)
 
 
-def _queued(facts: RunFacts, queue: Queue) -> tuple[int, str, QueuedJob] | None:
+def _queued(facts: RunFacts, queue: Queue) -> tuple[int, str, JobState] | None:
     """The run's job that counts: one that runs before one that waits, training before other work, the newest."""
     kinds = {row["job"]: str(row.get("kind", "train")) for row in facts.jobs}
     found = [(job, kinds.get(job, "train"), queue.jobs[job]) for job in jobs_of(facts) if job in queue.jobs]
@@ -191,7 +191,7 @@ def _end(facts: RunFacts) -> _End | None:
         kind, code = event.get("kind"), event.get("exit_code")
         if kind in ("start", "restart"):
             return None
-        if kind in ("finish", "launch_ended") and isinstance(code, int):
+        if kind in ("finish", "launch_ended", "job") and isinstance(code, int):
             attempt = number(event, "attempt")
             return None if attempt is not None and attempt < newest else _End(code, number(event, "time") or 0.0)
     return None

@@ -20,9 +20,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from launch.job_states import Queue, ask_queue
 from launch.run_facts import find_runs, read_facts
 from launch.run_state import RunRow, jobs_of, row_of
-from launch.slurm_queue import Queue, ask_queue
 from pretrain.errors import ConfigError
 from pretrain.files import storage_error
 from pretrain.metrics.console import duration, plural, short

@@ -79,6 +79,7 @@ def test_a_launcher_is_gone_where_its_process_was_here_and_ended(tmp_path: Path)
     for pid, host, gone in [
         (ended.pid, platform.node(), True),
         (os.getpid(), platform.node(), False),
+        (ended.pid, f"{platform.node()}, Slurm job 7, restart 0", True),
         (ended.pid, "elsewhere", False),
     ]:
         (run / "launcher.lock").write_text(f"process {pid} on {host}\n")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from launch.job_states import JobState, Queue
 from launch.run_facts import read_facts
 from launch.run_state import RunRow, jobs_of, row_of, words
-from launch.slurm_queue import Queue, QueuedJob
 from tests.launch.run_folders import NOW, write_run
 
 START = {"kind": "start"}
@@ -39,6 +39,7 @@ def ended(code: int, **fields: Any) -> dict[str, Any]:
         ({"events": [START, ended(130)]}, "stopped"),
         ({"events": [START, {"kind": "finish", "exit_code": 75}, ended(70)]}, "failed"),
         ({"events": [START, ended(2)]}, "failed"),
+        ({"events": [START, {"kind": "job", "exit_code": 70, "message": "no node is fit"}]}, "failed"),
         ({"events": [ended(70, attempt=1)], "launches": 2}, "starting"),
         ({"events": [{"kind": "finish", "exit_code": 70}, {"kind": "restart", "message": "rank 1"}]}, "starting"),
     ],
@@ -50,28 +51,28 @@ def test_the_state_without_slurm_is_judged_from_the_files(run: dict[str, Any], s
 @pytest.mark.parametrize(
     ("jobs", "shown"),
     [
-        ({7: QueuedJob("PENDING", 2, "Priority")}, ("pending", "Priority", 7)),
-        ({7: QueuedJob("PENDING", 2, "None")}, ("pending", "", 7)),
-        ({7: QueuedJob("RUNNING", 1, "None")}, ("running", "on 1 node", 7)),
-        ({7: QueuedJob("RUNNING", 4, "None"), 8: QueuedJob("PENDING", 4, "Dependency")}, ("running", "on 4 nodes", 7)),
-        ({8: QueuedJob("COMPLETING", 4, "None")}, ("completing", "", 8)),
+        ({7: JobState("PENDING", 2, "Priority")}, ("pending", "Priority", 7)),
+        ({7: JobState("PENDING", 2, "None")}, ("pending", "", 7)),
+        ({7: JobState("RUNNING", 1, "None")}, ("running", "on 1 node", 7)),
+        ({7: JobState("RUNNING", 4, "None"), 8: JobState("PENDING", 4, "Dependency")}, ("running", "on 4 nodes", 7)),
+        ({8: JobState("COMPLETING", 4, "None")}, ("completing", "", 8)),
     ],
 )
 def test_the_queue_has_the_word_on_a_job(
-    jobs: dict[int, QueuedJob], shown: tuple[str, str, int], tmp_path: Path
+    jobs: dict[int, JobState], shown: tuple[str, str, int], tmp_path: Path
 ) -> None:
     told = row(tmp_path, Queue(jobs), jobs=[7, 8], steps=range(1, 9), events=[START, ended(75)])
     assert (told.state, told.detail, told.job) == shown
 
 
 def test_a_job_that_runs_and_is_silent_says_so(tmp_path: Path) -> None:
-    queue = Queue({7: QueuedJob("RUNNING", 2, "None")})
+    queue = Queue({7: JobState("RUNNING", 2, "None")})
     told = row(tmp_path, queue, slurm_job=7, steps=range(1, 9), last_row_age_s=3900)
     assert (told.state, told.detail) == ("running", "on 2 nodes, silent 1h05m")
 
 
 def test_the_rest_of_a_chain_does_not_hide_that_a_run_is_done(tmp_path: Path) -> None:
-    queue = Queue({8: QueuedJob("PENDING", 2, "Dependency")})
+    queue = Queue({8: JobState("PENDING", 2, "Dependency")})
     assert row(tmp_path, queue, jobs=[7, 8], events=[START, ended(0)]).state == "done"
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from launch.job_states import JobState, Queue
 from launch.run_state import RunRow
-from launch.slurm_queue import Queue, QueuedJob
 from launch.status import View, look, table
 from tests.launch.run_folders import NOW, write_run
 
@@ -40,7 +40,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def seen(folder: Path) -> View:
-    jobs = {41: QueuedJob("RUNNING", 4, "None"), 42: QueuedJob("PENDING", 4, "Priority")}
+    jobs = {41: JobState("RUNNING", 4, "None"), 42: JobState("PENDING", 4, "Priority")}
 
     def ask(asked: object) -> Queue:
         assert asked == [41, 42]

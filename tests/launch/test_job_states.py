@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm_queue import QueuedJob, ask_queue, parse_queue
+from launch.job_states import JobState, ask_queue, parse_states
 
 
 def squeue(folder: Path, script: str) -> str:
@@ -15,14 +15,21 @@ def squeue(folder: Path, script: str) -> str:
 
 
 def test_jobs_that_have_ended_and_lines_of_another_kind_are_left_out() -> None:
-    told = "7|PENDING|2|Resources\nslurm_load_jobs: a warning\n8|RUNNING|4|None\n9|COMPLETED|1|None\n10|x\n"
-    assert parse_queue(told) == {7: QueuedJob("PENDING", 2, "Resources"), 8: QueuedJob("RUNNING", 4, "None")}
+    told = "7|7|PENDING|2|Resources\nslurm_load_jobs: a warning\n8|8|RUNNING|4|None\n9|9|COMPLETED|1|None\n10|x\n"
+    assert parse_states(told) == {7: JobState("PENDING", 2, "Resources"), 8: JobState("RUNNING", 4, "None")}
+
+
+def test_a_job_of_an_array_is_found_under_both_numbers_and_one_that_runs_before_one_that_waits() -> None:
+    waits, runs = JobState("PENDING", 2, "JobArrayTaskLimit"), JobState("RUNNING", 2, "None")
+    told = "8|7|RUNNING|2|None\n7|7|PENDING|2|JobArrayTaskLimit\n"
+    assert parse_states(told) == {7: runs, 8: runs}
+    assert parse_states("\n".join(told.splitlines()[1:])) == {7: waits}
 
 
 def test_slurm_is_asked_once_for_all_jobs(tmp_path: Path) -> None:
-    command = squeue(tmp_path, f'echo "$@" >> {tmp_path}/asked; echo "8|RUNNING|4|None"')
-    assert ask_queue([7, 8], command=command).jobs == {8: QueuedJob("RUNNING", 4, "None")}
-    assert (tmp_path / "asked").read_text() == "--noheader --format=%A|%T|%D|%r --jobs=7,8\n"
+    command = squeue(tmp_path, f'echo "$@" >> {tmp_path}/asked; echo "8|8|RUNNING|4|None"')
+    assert ask_queue([7, 8], command=command).jobs == {8: JobState("RUNNING", 4, "None")}
+    assert (tmp_path / "asked").read_text() == "--noheader --format=%A|%F|%T|%D|%r --jobs=7,8\n"
     assert ask_queue([], command="/nowhere").answered
 
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 
 TIMEOUT_S = 10.0
 
-_FIELDS = "%A|%T|%D|%r"
+_FIELDS = "%A|%F|%T|%D|%r"
+"""Number, number of the whole array, state, nodes, reason."""
 _LEFT = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE")
 _LEFT_TOO = ("OUT_OF_MEMORY", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL")
 
 
 @dataclass(frozen=True)
-class QueuedJob:
+class JobState:
     """A job that waits or runs."""
 
     state: str
@@ -33,7 +34,7 @@ class QueuedJob:
 class Queue:
     """Slurm's answer."""
 
-    jobs: Mapping[int, QueuedJob] = field(default_factory=dict)
+    jobs: Mapping[int, JobState] = field(default_factory=dict)
     """Those asked about that are in the queue."""
     answered: bool = True
     """False: nothing is known of any job."""
@@ -64,14 +65,21 @@ def ask_queue(jobs: Sequence[int], *, command: str = "squeue", timeout_s: float 
     if done.returncode != 0 and "Invalid job id" not in done.stderr:
         told = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return Queue(answered=False, note=f"Slurm did not answer: {told}")
-    return Queue(parse_queue(done.stdout))
+    return Queue(parse_states(done.stdout))
 
 
-def parse_queue(text: str) -> dict[int, QueuedJob]:
-    """The jobs of squeue's answer that have not ended; lines that are something else are left out."""
-    found = {}
+def parse_states(text: str) -> dict[int, JobState]:
+    """The jobs of squeue's answer that have not ended; lines that are something else are left out.
+
+    A job of an array is found under its own number and under the array's, there before one that waits where it runs.
+    """
+    found: dict[int, JobState] = {}
     for line in text.splitlines():
-        parts = line.strip().split("|", 3)
-        if len(parts) == 4 and parts[0].isdecimal() and parts[2].isdecimal() and parts[1] not in (*_LEFT, *_LEFT_TOO):
-            found[int(parts[0])] = QueuedJob(parts[1], int(parts[2]), parts[3])
+        parts = line.strip().split("|", 4)
+        if len(parts) < 5 or not (parts[0] + parts[1] + parts[3]).isdecimal() or parts[2] in (*_LEFT, *_LEFT_TOO):
+            continue
+        state = JobState(parts[2], int(parts[3]), parts[4])
+        for number in (int(parts[0]), int(parts[1])):
+            if number not in found or state.state == "RUNNING":
+                found[number] = state
     return found

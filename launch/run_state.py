@@ -1,8 +1,8 @@
 """From the facts of a run's folder and Slurm's answer to one row about the run: a pure function of both and the clock.
 
-A run's end is told by its last event: `launch_ended` of the launcher, `finish` of rank 0 or `job` of a batch script. Without one it
-is under way, unless nobody can be at it any more (its job has left the queue, its launcher is gone from this machine: `failed`), or
-it has been silent for longer than its steps explain (`stale`: it hangs, or died where this machine cannot see it).
+A run's end is told by its last event: `launch_ended` of the launcher, `finish` of rank 0 or `job` of a batch script. Without
+one it is under way, unless nobody can be at it any more (its job has left the queue, its launcher is gone from this machine:
+`failed`), or it has been silent for longer than its steps explain (`stale`: it hangs, or died where this machine cannot see it).
 """
 
 import math

@@ -123,10 +123,13 @@ def _check_checkpoint(config: RunConfig) -> None:
         check_same_model(read_metadata(newest, read_marker(newest)), config.model.model_dump(mode="json"))
 
 
-def check(config: RunConfig, launch: Launch | None = None) -> CheckedRun:
-    """Fills in `auto` and judges every rule; writes nothing. Raises the error of the first stage that does not hold."""
+def check(config: RunConfig, launch: Launch | None = None, machine: Machine | None = None) -> CheckedRun:
+    """Fills in `auto` and judges every rule; writes nothing. Raises the error of the first stage that does not hold.
+
+    `machine`: what the ranks will run on; None: this one.
+    """
     launch = launch or Launch()
-    machine = this_machine()
+    machine = machine or this_machine()
     before, earlier = _before(config), _earlier(config)
     early = check_before_data(config, launch, machine)
     manifest = wait_for_manifest(early.data, print)

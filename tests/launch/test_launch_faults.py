@@ -184,7 +184,11 @@ def test_a_launcher_that_another_has_overtaken_does_not_start_again(
         f"os.mkdir({str(tmp_path / 'run/logs/gen-2')!r}); os.kill(os.getpid(), 9)"
     )
     settings = Launch(World(2), rank_command=(sys.executable, "-c", overtaken), max_restarts=3)
-    assert exit_code_of(lambda: run(load_config(config_file), settings)) == 70
+
+    def work() -> None:
+        run(load_config(config_file), settings)
+
+    assert exit_code_of(work) == 70
     told = "launch 2 of this run has begun; this one (1) stops without saving"
     assert capfd.readouterr().err == f"error: {told}\n"
     assert len(read_json_lines(tmp_path / "run" / ATTEMPTS)) == 1

@@ -123,7 +123,7 @@ def words(event: Row) -> str:
         return end or ("finished" if event.get("exit_code") == 0 else f"ended with exit code {event.get('exit_code')}")
     if kind in ("launch_ended", "job"):
         return told or ("finished" if event.get("exit_code") == 0 else f"ended with exit code {event.get('exit_code')}")
-    if kind == "restart" and not told:
+    if kind == "resume":
         return f"went on at step{at}"
     short = {"start": "launched", "checkpoint": f"checkpoint{at}", "skipped_step": f"step{at} skipped"}
     return short.get(kind) or f"{kind.replace('_', ' ')}{at}{': ' if kind and told else ''}{told}"
@@ -189,7 +189,7 @@ def _end(facts: RunFacts) -> _End | None:
     newest = _launches(facts)
     for event in reversed(facts.events):
         kind, code = event.get("kind"), event.get("exit_code")
-        if kind in ("start", "restart"):
+        if kind in ("start", "restart", "resume"):
             return None
         if kind in ("finish", "launch_ended", "job") and isinstance(code, int):
             attempt = number(event, "attempt")

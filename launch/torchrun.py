@@ -144,13 +144,12 @@ def agree(config: RunConfig, crew: Crew) -> None:
 
 
 def _attempts(checked: CheckedRun, launch: Launch, crew: Crew) -> Attempts:
-    attempt = Attempt(
-        checked.config, checked.manifest, checked.changes, checked.allowed, crew.nodes.count, crew.nodes.hosts
-    )
+    nodes = crew.nodes
+    noted = Attempt(checked.config, checked.manifest, checked.changes, checked.allowed, nodes.count, nodes.hosts)
     return Attempts(
         job=lambda generation: _job(checked.config, launch, generation, checked.machine),
         run_dir=checked.config.run_dir,
-        register=lambda before: register(attempt, before),
+        register=lambda before: register(noted, before),
         max_restarts=launch.max_restarts,
         again=launch.again,
         tell=lambda line: print(line, file=sys.stderr, flush=True),

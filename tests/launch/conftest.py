@@ -1,10 +1,13 @@
 """A config with a data folder that the launcher accepts; no rank of these tests reads it."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.data.folders import text_documents, write_folder
+from tests.launch.driver import Launcher, Way
 
 SMALL = """
 name: small
@@ -29,3 +32,18 @@ def config_file(tmp_path: Path) -> Path:
 def _ranks_find_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
     root = str(Path(__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", root)
+
+
+@pytest.fixture
+def start(config_file: Path, tmp_path: Path) -> Iterator[Callable[..., Launcher]]:
+    """Starts a launcher whose ranks are of a mode; further arguments are those of `Way`."""
+    launchers: list[Launcher] = []
+
+    def started(mode: str, **way: Any) -> Launcher:
+        errors = tmp_path / f"launcher-{len(launchers)}.err"
+        launchers.append(Launcher(config_file, tmp_path / "run", errors, Way(mode, **way)))
+        return launchers[-1]
+
+    yield started
+    for launcher in launchers:
+        launcher.close()

@@ -112,7 +112,7 @@ def test_a_run_that_is_not_under_way_has_no_eta(tmp_path: Path) -> None:
         ({}, ""),
         ({"kind": "start"}, "launched"),
         ({"kind": "checkpoint", "step": 12000}, "checkpoint 12,000"),
-        ({"kind": "restart", "step": 12000}, "went on at step 12,000"),
+        ({"kind": "resume", "step": 12000}, "went on at step 12,000"),
         ({"kind": "restart", "step": 5, "message": "rank 3 was killed\nits log"}, "restart 5: rank 3 was killed"),
         ({"kind": "skipped_step", "step": 7}, "step 7 skipped"),
         ({"kind": "checkpoint_failed", "step": 7, "cause": "disk full"}, "checkpoint failed 7: disk full"),

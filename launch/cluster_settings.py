@@ -108,7 +108,7 @@ class ContainerSettings(Settings):
     """What starts it: srun's plugin pyxis (enroot), or apptainer."""
     image: Annotated[str, _IMAGE]
     """As `--container-image` of pyxis takes it, or apptainer's file or address. It holds Python and this package."""
-    mounts: tuple[Annotated[str, _MOUNT], ...] = ()
+    mounts: tuple[Annotated[str, _MOUNT], ...] = Field(default=(), strict=False)
     """Folders of the node that are seen inside, /outside:/inside. The run's and the data's folder must be among them."""
 
 
@@ -154,13 +154,13 @@ class ClusterSettings(Settings):
     """Reservation that is used. null: none."""
     exclusive: bool = True
     """Whole nodes. Others' work beside the ranks slows every rank of a run; false: ask for the part that the ranks take."""
-    options: tuple[Annotated[str, _OPTION], ...] = ()
+    options: tuple[Annotated[str, _OPTION], ...] = Field(default=(), strict=False)
     """Further options of sbatch, --NAME=VALUE."""
     interface: Annotated[str, _INTERFACE] | None = None
     """Network interface over which nodes find each other; keep it a private one. null: that of the node's own name."""
     scratch: Annotated[str, PATH] | None = None
     """Folder on each node's own disk. null: none is used."""
-    modules: tuple[Annotated[str, _MODULE], ...] = ()
+    modules: tuple[Annotated[str, _MODULE], ...] = Field(default=(), strict=False)
     """Loaded in the job by `module load`, in this order."""
     setup: Annotated[str, PATH] | None = None
     """A bash file that the job sources before all else, for what the fields here do not say. null: none."""

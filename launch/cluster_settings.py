@@ -251,7 +251,9 @@ CLUSTER_RULES: tuple[Rule[ClusterSettings], ...] = (
     Rule(
         "shared_nodes_share_memory",
         lambda c: not c.exclusive and c.memory_gib is None,
-        lambda c: "memory_gib is missing: with exclusive=false a job asks for its part of a node's memory; say how much there is",
+        lambda c: (
+            "memory_gib is missing: with exclusive=false a job asks for its part of a node's memory; say how much there is"
+        ),
     ),
     Rule(
         "time_limit_leaves_room",

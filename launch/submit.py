@@ -127,6 +127,7 @@ def _job(
         python=cluster.python or inside,
         time=arguments.time,
         after=arguments.after,
+        earlier=len(read_json_lines(run_dir / JOBS_NAME)),
     )
 
 
@@ -221,7 +222,7 @@ def hand_in(plan: Plan) -> Submitted:
     if plan.config is not None:
         said = f"# Written by `pretrain submit` for a job on {job.cluster.name}; the next submission replaces it.\n"
         write_atomically(job.run_dir / SUBMITTED_NAMES[job.task], said + to_yaml(plan.config))
-    command, variables, start = submission(job), environment(job), time.time()
+    command, variables, start = submission(job, template(job.task)), environment(job), time.time()
     numbers: list[int] = []
     logs: list[Path] = []
     for _ in range(job.submissions):

@@ -1,6 +1,6 @@
 """Jobs for tests, and batch scripts taken apart: by bash, as it reads them, and by Slurm's rule for their header.
 
-    python -m tests.launch.slurm_jobs      writes tests/golden/slurm anew; look at the difference before you commit it
+python -m tests.launch.slurm_jobs      writes tests/golden/slurm anew; look at the difference before you commit it
 """
 
 import os
@@ -57,13 +57,16 @@ class Heard:
 _TELL = 'env -0; printf "\\1\\0"; for word in "$@"; do printf "%s\\0" "$word"; done; exit 0'
 
 
+def without_body(text: str) -> str:
+    """A template's text up to the end of its header."""
+    return text[: text.index("\n", text.rindex("\n#SBATCH ") + 1) + 1]
+
+
 def run_head(script: str, folder: Path, given: dict[str, str]) -> Heard:
-    """Runs a rendered script up to its `set --` under bash, in a folder, with a PATH and the given variables alone."""
-    head, mark, rest = script.partition("\nset -- ")
-    assert mark
-    text = f"{head}{mark}{rest.splitlines()[0]}\n{_TELL}\n"
+    """Runs a script that was rendered of a template without body under bash, with a PATH and the given variables alone."""
+    environ = {"PATH": os.environ["PATH"], **given}
     said = subprocess.run(
-        ["bash", "-c", text], env={"PATH": os.environ["PATH"], **given}, cwd=folder, capture_output=True, check=True
+        ["bash", "-c", f"{script}\n{_TELL}\n"], env=environ, cwd=folder, capture_output=True, check=True
     )
     assert said.stderr == b""
     environment, _, arguments = said.stdout.decode().partition("\1\0")

@@ -28,6 +28,7 @@ from launch.slurm_queue import queued_jobs, sbatch
 from launch.torchrun import Launch, check, check_before_data
 from pretrain.checkpoint.format import latest_checkpoint
 from pretrain.config import RunConfig, absolute, load_config, read_resolved, to_yaml
+from pretrain.config_check import field_paths, suggest_field
 from pretrain.data.manifest import MANIFEST_NAME
 from pretrain.errors import ConfigError, DataError, PretrainError
 from pretrain.files import append_json_line, read_json_lines, write_atomically
@@ -83,8 +84,8 @@ def plan_job(arguments: Namespace) -> Plan:
     if arguments.task == "evaluate":
         return _plan_evaluation(arguments, cluster)
     config = load_config(arguments.config, arguments.overrides)
-    if arguments.allow_change and arguments.task != "train":
-        raise ConfigError(f"--allow-change has no meaning with --task {arguments.task}")
+    _check_allowed(arguments)
+    run_dir = checked_path(Path(absolute(config.run_dir)), f"run.dir={config.run_dir}")
     doubts: tuple[str, ...] = ()
     if arguments.task == "prepare":
         check_preparation(config)
@@ -93,7 +94,6 @@ def plan_job(arguments: Namespace) -> Plan:
         resolved, world, doubts = _judged(config, cluster, arguments)
         ranks = resolved.parallel_layout.world_size // world.nodes
         place = place_on(cluster, nodes=world.nodes, ranks=ranks, on_gpus=resolved.train.device == "cuda")
-    run_dir = Path(absolute(config.run_dir))
     changes = [word for name in arguments.allow_change for word in ("--allow-change", name)]
     words = (str(run_dir / SUBMITTED_NAMES[arguments.task]), *changes)
     return Plan(_job(arguments, cluster, config.name, run_dir, place, words), config, doubts)
@@ -105,7 +105,7 @@ def _plan_evaluation(arguments: Namespace, cluster: ClusterSettings) -> Plan:
             "--task evaluate takes a run's folder and one node; leave --set, --allow-change and --nodes out: what is evaluated "
             "is the run's last checkpoint, by its own config"
         )
-    run_dir = run_folder(arguments.config)
+    run_dir = checked_path(run_folder(arguments.config), arguments.config)
     place = place_on(cluster, nodes=1, ranks=1, on_gpus=cluster.gpus_per_node > 0)
     name = read_resolved(run_dir).name
     return Plan(_job(arguments, cluster, name, run_dir, place, (str(run_dir),)), None)
@@ -119,7 +119,7 @@ def _job(
     return Job(
         task=task,
         name=name,
-        run_dir=checked_path(run_dir, f"run.dir={run_dir}"),
+        run_dir=run_dir,
         folder=checked_path(Path.cwd(), "the current folder"),
         cluster=cluster,
         place=place,
@@ -129,6 +129,15 @@ def _job(
         after=arguments.after,
         earlier=len(read_json_lines(run_dir / JOBS_NAME)),
     )
+
+
+def _check_allowed(arguments: Namespace) -> None:
+    names = arguments.allow_change
+    if names and arguments.task != "train":
+        raise ConfigError(f"--allow-change has no meaning with --task {arguments.task}")
+    for name in names:
+        if name not in field_paths(RunConfig):
+            raise ConfigError(f"--allow-change {name}: not a field of the config{suggest_field(RunConfig, name)}")
 
 
 def _check_time(asked: str | None, cluster: ClusterSettings) -> None:

@@ -37,7 +37,12 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Callable[[float], No
 
     def made(*acts: Callable[[], object]) -> Callable[[float], None]:
         waiting = list(acts)
-        return lambda _: waiting and waiting.pop(0)() and None
+
+        def sleep(_: float) -> None:
+            if waiting:
+                waiting.pop(0)()
+
+        return sleep
 
     return made
 

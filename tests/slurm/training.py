@@ -1,0 +1,71 @@
+"""Tiny runs under slurm/train.sbatch, and what they leave behind."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pretrain.files import read_json_lines
+from tests.data.folders import text_documents, write_folder
+from tests.slurm.cluster import CONTROLLER, ROOT, Cluster
+
+TEMPLATE = ROOT / "slurm" / "train.sbatch"
+VOCABULARY = 64
+CONFIG = """
+run: {{dir: {folder}/{name}}}
+model: {{d_model: 32, num_layers: 4, num_heads: 4, d_ff: 48, max_sequence_length: 16}}
+layout: {{pp: 2, dp: 1, tp: 2}}
+data: {{dir: {folder}/data, sequence_length: 16}}
+train: {{steps: {steps}, global_batch_tokens: 128, micro_batch_sequences: 2, device: cpu, precision: fp32}}
+checkpoint: {{interval_steps: {interval}}}
+logging: {{wandb: {{mode: offline}}}}
+"""
+
+
+def write_data(folder: Path) -> None:
+    """The data of all runs of a folder."""
+    documents = text_documents(400, 1, vocab_size=VOCABULARY)
+    write_folder(folder / "data", documents, documents[:40], vocab_size=VOCABULARY, shard_documents=200)
+    (folder / "data" / "token_bytes.bin").write_bytes(b"\1\0" * VOCABULARY)
+
+
+class Training:
+    """A run of 2 nodes x 2 ranks: tensor parallel inside a node, two stages across."""
+
+    def __init__(self, cluster: Cluster, folder: Path, name: str, *, steps: int, interval: int) -> None:
+        self.cluster = cluster
+        self.folder = folder
+        self.run_dir = folder / name
+        self.config = folder / f"{name}.yaml"
+        self.config.write_text(CONFIG.format(folder=folder, name=name, steps=steps, interval=interval))
+        self.log = Path()
+
+    def submit(self, *options: str, env: Mapping[str, str] | None = None, overrides: tuple[str, ...] = ()) -> int:
+        """Submits a job of it; its number."""
+        given = {"PRETRAIN_PYTHON": sys.executable, "PRETRAIN_GPUS_PER_NODE": "0", "PRETRAIN_RANKS_PER_NODE": "2", "PYTHONPATH": str(ROOT)}
+        argv = ["sbatch", "--parsable", "--nodes=2", f"--chdir={self.folder}", *options, str(TEMPLATE), str(self.config)]
+        done = self.cluster.run(CONTROLLER, [*argv, *overrides], env={**given, **(env or {})}, cwd=self.folder)
+        assert done.returncode == 0, done.stderr
+        number = int(done.stdout.strip())
+        self.log = self.folder / f"slurm-{number}.out"
+        return number
+
+    def step(self) -> int:
+        """The newest step that was noted; 0 before the first."""
+        rows = read_json_lines(self.run_dir / "metrics.jsonl")
+        return max((row["step"] for row in rows), default=0)
+
+    def losses(self) -> dict[int, Any]:
+        """Of each step, as it counts: of the highest attempt."""
+        rows = sorted(read_json_lines(self.run_dir / "metrics.jsonl"), key=lambda row: row["attempt"])
+        return {row["step"]: row["train/loss"] for row in rows}
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """Rows of a kind."""
+        return [row for row in read_json_lines(self.run_dir / "events.jsonl") if row["kind"] == kind]
+
+    def said(self) -> str:
+        """The job's log and its events, for a failing test."""
+        log = self.log.read_text() if self.log.exists() else "no log"
+        return log + "\n".join(json.dumps(row) for row in self.events("job"))

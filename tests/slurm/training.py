@@ -1,33 +1,43 @@
 """Tiny runs under slurm/train.sbatch, and what they leave behind."""
 
 import json
+import random
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from data_prep.pipeline import prepare_data
+from pretrain.data.settings import DataSettings
 from pretrain.files import read_json_lines
-from tests.data.folders import text_documents, write_folder
 from tests.slurm.cluster import CONTROLLER, ROOT, Cluster
 
 TEMPLATE = ROOT / "slurm" / "train.sbatch"
-VOCABULARY = 64
+WORDS = ("red", "green", "blue", "yellow", "white", "black")
 CONFIG = """
 run: {{dir: {folder}/{name}}}
 model: {{d_model: 32, num_layers: 4, num_heads: 4, d_ff: 48, max_sequence_length: 16}}
 layout: {{pp: 2, dp: 1, tp: 2}}
 data: {{dir: {folder}/data, sequence_length: 16}}
-train: {{steps: {steps}, global_batch_tokens: 128, micro_batch_sequences: 2, device: cpu, precision: fp32}}
+train: {{steps: {steps}, global_batch_tokens: 64, micro_batch_sequences: 2, device: cpu, precision: fp32}}
 checkpoint: {{interval_steps: {interval}}}
 logging: {{wandb: {{mode: offline}}}}
 """
 
 
 def write_data(folder: Path) -> None:
-    """The data of all runs of a folder."""
-    documents = text_documents(400, 1, vocab_size=VOCABULARY)
-    write_folder(folder / "data", documents, documents[:40], vocab_size=VOCABULARY, shard_documents=200)
-    (folder / "data" / "token_bytes.bin").write_bytes(b"\1\0" * VOCABULARY)
+    """The data of all runs of a folder, made as a user's are."""
+    draw = random.Random(3)
+    rows = [{"text": " ".join(draw.choices(WORDS, k=20))} for _ in range(200)]
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare = {"corpus": {"source": "jsonl", "paths": [str(corpus)]}, "tokenizer": {"vocab_size": 300}}
+    settings = DataSettings.model_validate(
+        {"dir": str(folder / "data"), "sequence_length": 16, "prepare": {**prepare, "validation_fraction": 0.1}}
+    )
+    prepare_data(settings, "local", 1, Console(quiet=True))
 
 
 class Training:
@@ -43,8 +53,21 @@ class Training:
 
     def submit(self, *options: str, env: Mapping[str, str] | None = None, overrides: tuple[str, ...] = ()) -> int:
         """Submits a job of it; its number."""
-        given = {"PRETRAIN_PYTHON": sys.executable, "PRETRAIN_GPUS_PER_NODE": "0", "PRETRAIN_RANKS_PER_NODE": "2", "PYTHONPATH": str(ROOT)}
-        argv = ["sbatch", "--parsable", "--nodes=2", f"--chdir={self.folder}", *options, str(TEMPLATE), str(self.config)]
+        given = {
+            "PRETRAIN_PYTHON": sys.executable,
+            "PRETRAIN_GPUS_PER_NODE": "0",
+            "PRETRAIN_RANKS_PER_NODE": "2",
+            "PYTHONPATH": str(ROOT),
+        }
+        argv = [
+            "sbatch",
+            "--parsable",
+            "--nodes=2",
+            f"--chdir={self.folder}",
+            *options,
+            str(TEMPLATE),
+            str(self.config),
+        ]
         done = self.cluster.run(CONTROLLER, [*argv, *overrides], env={**given, **(env or {})}, cwd=self.folder)
         assert done.returncode == 0, done.stderr
         number = int(done.stdout.strip())

@@ -1,0 +1,53 @@
+"""Jobs of slurm/train.sbatch with the real trainer, through what happens to jobs: bad nodes, time limits, deaths, preemption."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import SCRATCH, Cluster
+from tests.slurm.training import Training, write_data
+
+STEPS = 24
+INTERVAL = 4
+START_S = 150
+"""From a job's start to its first step, on a machine with much else to do."""
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("runs")
+    write_data(made)
+    return made
+
+
+@contextmanager
+def full_scratch(cluster: Cluster, node: str) -> Iterator[None]:
+    """Within it the node's local disk has a megabyte."""
+    cluster.output(node, ["mount", "-t", "tmpfs", "-o", "size=1m", "full", str(SCRATCH)])
+    try:
+        yield
+    finally:
+        cluster.output(node, ["umount", str(SCRATCH)])
+
+
+@pytest.fixture(scope="module")
+def twin(_session_cluster: Cluster, folder: Path) -> dict[int, float]:
+    """Losses of a run that was left alone, once a node without room had been told apart."""
+    cluster = _session_cluster
+    run = Training(cluster, folder, "twin", steps=STEPS, interval=INTERVAL)
+    limits = {"PRETRAIN_SCRATCH": str(SCRATCH), "PRETRAIN_MIN_DISK_GIB": "0.01"}
+    with full_scratch(cluster, "n2"):
+        number = run.submit(env=limits)
+        done = cluster.wait_for(number, "COMPLETED", "FAILED", timeout=2 * START_S)
+    assert (done.state, done.restarts, done.fields["ExcNodeList"]) == ("COMPLETED", 1, "n2"), run.said()
+    return run.losses()
+
+
+def test_a_node_that_is_not_fit_is_named_and_excluded_and_the_job_runs_without_it(
+    twin: dict[int, float], folder: Path
+) -> None:
+    assert list(twin) == list(range(1, STEPS + 1))

@@ -51,3 +51,39 @@ def test_a_node_that_is_not_fit_is_named_and_excluded_and_the_job_runs_without_i
     twin: dict[int, float], folder: Path
 ) -> None:
     assert list(twin) == list(range(1, STEPS + 1))
+
+
+def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
+    cluster: Cluster, folder: Path, twin: dict[int, float]
+) -> None:
+    """A killed rank, the time limit, a killed node, preemption: one after the other in one run, which loses nothing."""
+    run = Training(cluster, folder, "tried", steps=STEPS, interval=INTERVAL)
+    number = run.submit("--time=60")
+
+    run.wait_for_step(3, START_S)
+    cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=1"])
+    cluster.wait_until(lambda: cluster.job(number).restarts == 1, 60, "queued again at the time limit", run.said)
+    cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=60"])
+    limit = run.step()
+
+    run.wait_for_step(limit + INTERVAL + 1, START_S)
+    cluster.kill_node(cluster.job(number).fields["BatchHost"])
+    cluster.wait_until(lambda: cluster.job(number).restarts == 2, 60, "queued again without its node", run.said)
+    killed = run.step()
+
+    run.wait_for_step(killed + 2, START_S)
+    urgent = cluster.submit("#!/bin/bash\n", "-N2", "--partition=urgent", "--output=/dev/null", folder=folder)
+    cluster.wait_until(lambda: cluster.job(number).restarts == 3, 60, "queued again for an urgent job", run.said)
+    preempted = run.step()
+    cluster.wait_for(urgent, "COMPLETED", timeout=60)
+
+    done = cluster.wait_for(number, "COMPLETED", "FAILED", timeout=START_S)
+    assert done.state == "COMPLETED", run.said()
+    print(run.said())
+    starts = run.starts()
+    assert starts[0] == (1, limit)
+    assert starts[1] == (limit + 1, killed)
+    assert starts[2] == (killed // INTERVAL * INTERVAL + 1, preempted)
+    assert starts[3] == (preempted + 1, STEPS)
+    assert run.losses() == twin
+    assert len({folder.name.rpartition("-")[2] for folder in (run.run_dir / "wandb").glob("offline-run-*")}) == 1

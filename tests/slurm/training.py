@@ -74,6 +74,14 @@ class Training:
         self.log = self.folder / f"slurm-{number}.out"
         return number
 
+    def wait_for_step(self, step: int, timeout: float) -> None:
+        """Until a step is noted. Raises ClusterFailed with the log."""
+        self.cluster.wait_until(lambda: self.step() >= step, timeout, f"step {step}", self.said)
+
+    def wait_for_event(self, kind: str, count: int, timeout: float) -> None:
+        """Until there are so many events of a kind."""
+        self.cluster.wait_until(lambda: len(self.events(kind)) >= count, timeout, f"{count} x {kind}", self.said)
+
     def step(self) -> int:
         """The newest step that was noted; 0 before the first."""
         rows = read_json_lines(self.run_dir / "metrics.jsonl")
@@ -87,6 +95,13 @@ class Training:
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Rows of a kind."""
         return [row for row in read_json_lines(self.run_dir / "events.jsonl") if row["kind"] == kind]
+
+    def starts(self) -> list[tuple[int, int]]:
+        """First and last step of each attempt."""
+        steps: dict[int, list[int]] = {}
+        for row in read_json_lines(self.run_dir / "metrics.jsonl"):
+            steps.setdefault(row["attempt"], []).append(row["step"])
+        return [(min(of_attempt), max(of_attempt)) for _, of_attempt in sorted(steps.items())]
 
     def said(self) -> str:
         """The job's log and its events, for a failing test."""

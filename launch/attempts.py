@@ -7,25 +7,30 @@ gets on may have any number. Node 0 decides; the others report how their ranks e
 
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.crew import Crew
-from launch.endings import Cause, Faults, cause_of, may_restart
+from launch.crew import Crew, told_of
+from launch.endings import Cause, Faults, LostNode, cause_of, may_restart
 from launch.ranks import Ended, RankJob, run_ranks
 from launch.signals import EndingSignals
 from pretrain.checkpoint.format import latest_checkpoint
-from pretrain.errors import PretrainError
+from pretrain.errors import PretrainError, RankFault
 from pretrain.guard.fault_file import Fault, read_faults
 from pretrain.metrics.facts import redact
 from pretrain.metrics.jsonl import EVENTS_FILE, JsonLinesFile
 
 STOPPED_TIMEOUT_S = 60.0
 """How long node 0 waits until another node's ranks have ended, once its own have."""
+ENDED = "launch_ended"
+"""Kind of a launch's last event."""
 FAULTS_TOLD = 16
 """Of each node; a thousand ranks that say the same need not all be heard."""
+
+_DONE = "every rank reached the end of the run"
 
 
 @dataclass(frozen=True)
@@ -46,29 +51,41 @@ class Attempts:
 
 def lead(attempts: Attempts, crew: Crew, signals: EndingSignals) -> bool:
     """The launch on node 0. Raises the error that ends it; returns True where every rank reached the end of the run."""
-    generation, faults, told = attempts.register(None), Faults(0, newest_step(attempts.run_dir)), ""
+    generation = attempts.register(None)
+    faults, told = Faults(0, newest_step(attempts.run_dir)), ""
     while True:
         crew.publish(generation=generation, told=told)
-        job = attempts.job(generation)
-        try:
+        with _noted(attempts.run_dir, generation) as end:
+            job = attempts.job(generation)
             ended, found = _attempt(job, crew, signals)
             cause = cause_of(ended, found, attempts.run_dir, crew.nodes, job.local_ranks)
-        except PretrainError as error:
-            _note_end(attempts, generation, error, None, getattr(error, "nodes", (None,))[0])
-            raise
-        faults = faults.one_more(newest_step(attempts.run_dir))
-        node = None if cause is None or cause.rank is None else crew.nodes.named(cause.rank // job.local_ranks)
-        if cause is None or not may_restart(cause, ended, faults, attempts.max_restarts):
-            error = None if cause is None else cause.error(attempts.again)
-            _note_end(attempts, generation, error, cause and cause.rank, node)
-            if error is not None:
-                raise error
-            return True
-        told = _restart_line(cause, faults, attempts.max_restarts)
-        fields = {"rank": cause.rank, "node": node, "restarts": faults.count, "step": faults.step}
-        _note(attempts.run_dir, "restart", generation, message=told, **fields)
-        attempts.tell(told)
-        generation = attempts.register(generation)
+            if cause is None:
+                _note(attempts.run_dir, ENDED, generation, message=_DONE, exit_code=0, step=newest_step(attempts.run_dir), **end)
+                return True
+            if cause.rank is not None:
+                end |= {"rank": cause.rank, "node": crew.nodes.named(cause.rank // job.local_ranks)}
+            faults = faults.one_more(newest_step(attempts.run_dir))
+            if not may_restart(cause, ended, faults, attempts.max_restarts):
+                raise cause.error(attempts.again)
+            told = _restart_line(cause, faults, attempts.max_restarts)
+            fields = {**end, "restarts": faults.count, "step": faults.step}
+            _note(attempts.run_dir, "restart", generation, message=told, **fields)
+            attempts.tell(told)
+            generation = attempts.register(generation)
+
+
+@contextmanager
+def _noted(run_dir: Path, generation: int) -> Iterator[dict[str, Any]]:
+    """Notes the end of the launch where it ends within; what it yields names the culprit."""
+    end: dict[str, Any] = {"rank": None, "node": None}
+    try:
+        yield end
+    except BaseException as error:
+        if isinstance(error, LostNode):
+            end |= {"node": error.nodes[0]}
+        code = error.exit_code if isinstance(error, PretrainError) else RankFault.exit_code
+        _note(run_dir, ENDED, generation, message=told_of(error), exit_code=code, step=newest_step(run_dir), **end)
+        raise
 
 
 def follow(attempts: Attempts, crew: Crew, signals: EndingSignals) -> bool:
@@ -134,16 +151,6 @@ def _restart_line(cause: Cause, faults: Faults, max_restarts: int) -> str:
         "the start: there is no checkpoint yet" if faults.step is None else f"the checkpoint of step {faults.step:,}"
     )
     return f"restart {faults.count} of {max_restarts}: {cause.told}; going on from {goes_on}"
-
-
-def _note_end(
-    attempts: Attempts, generation: int, error: PretrainError | None, rank: int | None, node: str | None
-) -> None:
-    """The last event of a launch."""
-    code, message = (error.exit_code, str(error)) if error is not None else (0, "every rank reached the end of the run")
-    step = newest_step(attempts.run_dir)
-    fields = {"exit_code": code, "rank": rank, "node": node, "step": step}
-    _note(attempts.run_dir, "launch_ended", generation, message=message, **fields)
 
 
 def _note(run_dir: Path, kind: str, generation: int, **fields: Any) -> None:

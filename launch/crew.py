@@ -55,7 +55,7 @@ class Crew:
     """
 
     def __init__(self, nodes: Nodes) -> None:
-        self.nodes = nodes
+        self.nodes = nodes if nodes.count > 1 else replace(nodes, hosts=(socket.gethostname(),))
         """With this node's number, once it has joined."""
         self.meeting: Any = None
         """`launch.rendezvous.Meeting`, once there is one."""
@@ -193,7 +193,7 @@ class Crew:
     def _give_verdict(self, error: BaseException | None) -> None:
         """Node 0 tells how the launch ended, and holds the store until the others know."""
         code = 0 if error is None else error.exit_code if isinstance(error, PretrainError) else RankFault.exit_code
-        self.publish(verdict={"code": code, "message": _told(error)})
+        self.publish(verdict={"code": code, "message": told_of(error)})
         end = time.monotonic() + FAREWELL_S
 
         def waiting() -> bool:
@@ -207,7 +207,7 @@ class Crew:
         """Another node tells what ended it, and gets what ends all."""
         if not isinstance(error, LostNode):
             code = error.exit_code if isinstance(error, PretrainError) else RankFault.exit_code
-            self.publish(stop={"code": code, "message": _told(error)})
+            self.publish(stop={"code": code, "message": told_of(error)})
         end, told = time.monotonic() + FAREWELL_S, None
         while told is None and time.monotonic() < end and not self._lost():
             told = self.rows().get(0, {}).get("verdict")
@@ -224,7 +224,8 @@ class Crew:
             self._rows.flush(FAREWELL_S)
 
 
-def _told(error: BaseException | None) -> str:
+def told_of(error: BaseException | None) -> str:
+    """An error in words."""
     if error is None or isinstance(error, PretrainError):
         return str(error or "")
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -6,7 +6,6 @@ other exception, one that speaks of a peer's connection, and last an abort; amon
 machines differ, so over nodes it is the kind that tells cause from consequence.
 """
 
-import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from pretrain.errors import (
     RankFault,
     StorageError,
 )
-from pretrain.guard.fault_file import Fault, logs_folder
+from pretrain.guard.fault_file import Fault, logs_folder, speaks_of_peer
 
 _ERRORS = {
     kind.exit_code: kind
@@ -38,13 +37,6 @@ _OF_USERS = {ConfigError.exit_code: "config", DataError.exit_code: "data", Check
 """Exit codes that name a user's mistake or a resource, and what they mean where a rank could not write its message."""
 _OF_PEERS = (-signal.SIGTERM, -signal.SIGABRT)
 """Ways to end that a peer's death causes: the agent's stop, and a library that aborts a collective."""
-_CONNECTION = re.compile(
-    r"gloo/transport|connection (was )?(closed|reset|refused)|closed by peer|broken pipe|ncclRemoteError|remote process exited"
-    r"|DistNetworkError|DistStoreError|NCCL communicator was aborted",
-    re.IGNORECASE,
-)
-"""What gloo, NCCL and the store say when a peer is gone."""
-
 _HINTS = {
     signal.SIGKILL: "the kernel's out-of-memory killer does this, or someone's kill; `dmesg` tells which",
     signal.SIGSEGV: "a crash in native code",
@@ -146,7 +138,7 @@ def _order(code: int, fault: Fault | None) -> int:
         return 4 if code in _OF_PEERS else 0
     if (fault.exit_code if fault is not None else code) in _OF_USERS:
         return 1
-    return 3 if fault is not None and _CONNECTION.search(f"{fault.kind} {fault.message}") else 2
+    return 3 if fault is not None and speaks_of_peer(f"{fault.kind} {fault.message}") else 2
 
 
 def _from_fault(fault: Fault, generation: int, run_dir: Path) -> Cause:

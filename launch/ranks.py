@@ -95,10 +95,12 @@ def run_ranks(job: RankJob, crew: "Crew", signals: EndingSignals) -> Ended:
         agent.watch.kill()
     if from_outside is not None:
         raise from_outside
-    if not ended.exits:
-        signals.check()
-        if agent.error is not None:
-            raise agent.error
+    if ended.exits:
+        ended.forwarded += signals.caught  # who asked the run to end does not want it started again
+        return ended
+    signals.check()
+    if agent.error is not None:
+        raise agent.error
     return ended
 
 

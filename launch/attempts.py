@@ -60,7 +60,15 @@ def lead(attempts: Attempts, crew: Crew, signals: EndingSignals) -> bool:
             ended, found = _attempt(job, crew, signals)
             cause = cause_of(ended, found, attempts.run_dir, crew.nodes, job.local_ranks)
             if cause is None:
-                _note(attempts.run_dir, ENDED, generation, message=_DONE, exit_code=0, step=newest_step(attempts.run_dir), **end)
+                _note(
+                    attempts.run_dir,
+                    ENDED,
+                    generation,
+                    message=_DONE,
+                    exit_code=0,
+                    step=newest_step(attempts.run_dir),
+                    **end,
+                )
                 return True
             if cause.rank is not None:
                 end |= {"rank": cause.rank, "node": crew.nodes.named(cause.rank // job.local_ranks)}

@@ -60,8 +60,10 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
     run = Training(cluster, folder, "tried", steps=STEPS, interval=INTERVAL)
     number = run.submit("--time=60")
 
-    run.wait_for_step(3, START_S)
-    cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=1"])
+    run.wait_for_step(2, START_S)
+    with run.stopped():  # Slurm looks for jobs whose time is over twice a minute
+        cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=5"])
+        cluster.wait_until(lambda: "USR1: finishing" in run.log.read_text(), 60, "told of the limit", run.said)
     cluster.wait_until(lambda: cluster.job(number).restarts == 1, 60, "queued again at the time limit", run.said)
     cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=60"])
     limit = run.step()

@@ -3,7 +3,8 @@
 import json
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from data_prep.pipeline import prepare_data
 from pretrain.data.settings import DataSettings
 from pretrain.files import read_json_lines
-from tests.slurm.cluster import CONTROLLER, ROOT, Cluster
+from tests.slurm.cluster import CONTROLLER, NODES, ROOT, Cluster
 
 TEMPLATE = ROOT / "slurm" / "train.sbatch"
 WORDS = ("red", "green", "blue", "yellow", "white", "black")
@@ -81,6 +82,15 @@ class Training:
     def wait_for_event(self, kind: str, count: int, timeout: float) -> None:
         """Until there are so many events of a kind."""
         self.cluster.wait_until(lambda: len(self.events(kind)) >= count, timeout, f"{count} x {kind}", self.said)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Within it no rank of any node gets a step further."""
+        for signum in ("STOP", "CONT"):
+            for node in NODES:
+                self.cluster.run(node, ["pkill", f"-{signum}", "-f", "-m pretrain.train"])
+            if signum == "STOP":
+                yield
 
     def step(self) -> int:
         """The newest step that was noted; 0 before the first."""

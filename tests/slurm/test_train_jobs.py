@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.files import read_json_lines
 from tests.slurm.cluster import SCRATCH, Cluster
 from tests.slurm.training import Training, write_data
 
@@ -61,12 +62,17 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
     number = run.submit("--time=60")
 
     run.wait_for_step(2, START_S)
+    refused = Training(cluster, folder, "refused", steps=STEPS, interval=INTERVAL)
+    refusal = refused.submit("--nodes=1")
     with run.stopped():  # Slurm looks for jobs whose time is over twice a minute
         cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=5"])
         cluster.wait_until(lambda: "USR1: finishing" in run.log.read_text(), 60, "told of the limit", run.said)
     cluster.wait_until(lambda: cluster.job(number).restarts == 1, 60, "queued again at the time limit", run.said)
     cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=60"])
     limit = run.step()
+    assert cluster.wait_for(refusal, "FAILED", timeout=START_S).exit_code == 2, refused.said()
+    assert (cluster.job(refusal).restarts, refused.events("job")[-1]["action"]) == (0, "stop")
+    assert "layout" in refused.log.read_text()
 
     run.wait_for_step(limit + INTERVAL + 1, START_S)
     cluster.kill_node(cluster.job(number).fields["BatchHost"])
@@ -89,3 +95,25 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
     assert starts[3] == (preempted + 1, STEPS)
     assert run.losses() == twin
     assert len({folder.name.rpartition("-")[2] for folder in (run.run_dir / "wandb").glob("offline-run-*")}) == 1
+
+
+def test_a_node_that_was_cut_off_commits_nothing_and_the_job_goes_on_elsewhere(cluster: Cluster, folder: Path) -> None:
+    """Alone on its node the run trains on without noticing; it is held while Slurm starts it anew, and then let go."""
+    run = Training(cluster, folder, "cut", steps=STEPS, interval=INTERVAL, nodes=1)
+    number = run.submit()
+    run.wait_for_step(INTERVAL + 1, START_S)
+    node = cluster.job(number).nodes
+    with run.stopped():
+        before = run.committed()
+        cluster.cut_off(node)
+        attempts = run.run_dir / "attempts.jsonl"
+        cluster.wait_until(lambda: len(read_json_lines(attempts)) == 2, START_S, "the next start", run.said)
+    cluster.wait_until(lambda: "(1) stops without saving" in run.log.read_text(), START_S, "fenced out", run.said)
+    done = cluster.wait_for(number, "COMPLETED", "FAILED", timeout=START_S)
+    cluster.reconnect(node)
+    cluster.wait_for_nodes("idle", [node], timeout=60)
+    assert (done.state, done.restarts) == ("COMPLETED", 1), run.said()
+    assert done.nodes != node
+    assert [ref for ref in run.committed() if ref[1] == 1] in ([], before), "older ones are deleted in time"
+    assert run.starts()[1] == (max(step for step, _ in before) + 1, STEPS)
+    assert cluster.run(node, ["pgrep", "-f", "-m pretrain.train"]).stdout == ""

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from data_prep.pipeline import prepare_data
+from pretrain.checkpoint.format import committed_checkpoints
 from pretrain.data.settings import DataSettings
 from pretrain.files import read_json_lines
 from tests.slurm.cluster import CONTROLLER, NODES, ROOT, Cluster
@@ -20,7 +21,7 @@ WORDS = ("red", "green", "blue", "yellow", "white", "black")
 CONFIG = """
 run: {{dir: {folder}/{name}}}
 model: {{d_model: 32, num_layers: 4, num_heads: 4, d_ff: 48, max_sequence_length: 16}}
-layout: {{pp: 2, dp: 1, tp: 2}}
+layout: {{dp: 1, tp: 2, pp: {stages}}}
 data: {{dir: {folder}/data, sequence_length: 16}}
 train: {{steps: {steps}, global_batch_tokens: 64, micro_batch_sequences: 2, device: cpu, precision: fp32}}
 checkpoint: {{interval_steps: {interval}}}
@@ -42,14 +43,15 @@ def write_data(folder: Path) -> None:
 
 
 class Training:
-    """A run of 2 nodes x 2 ranks: tensor parallel inside a node, two stages across."""
+    """A run of two ranks a node: tensor parallel inside a node, a pipeline stage on each."""
 
-    def __init__(self, cluster: Cluster, folder: Path, name: str, *, steps: int, interval: int) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, name: str, *, steps: int, interval: int, nodes: int = 2) -> None:
         self.cluster = cluster
+        self.nodes = nodes
         self.folder = folder
         self.run_dir = folder / name
         self.config = folder / f"{name}.yaml"
-        self.config.write_text(CONFIG.format(folder=folder, name=name, steps=steps, interval=interval))
+        self.config.write_text(CONFIG.format(folder=folder, name=name, stages=nodes, steps=steps, interval=interval))
         self.log = Path()
 
     def submit(self, *options: str, env: Mapping[str, str] | None = None, overrides: tuple[str, ...] = ()) -> int:
@@ -105,6 +107,10 @@ class Training:
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Rows of a kind."""
         return [row for row in read_json_lines(self.run_dir / "events.jsonl") if row["kind"] == kind]
+
+    def committed(self) -> list[tuple[int, int]]:
+        """Step and generation of the checkpoints that count."""
+        return [(ref.step, ref.generation) for ref in committed_checkpoints(self.run_dir)]
 
     def starts(self) -> list[tuple[int, int]]:
         """First and last step of each attempt."""

@@ -90,7 +90,7 @@ class Training:
         """Within it no rank of any node gets a step further."""
         for signum in ("STOP", "CONT"):
             for node in NODES:
-                self.cluster.run(node, ["pkill", f"-{signum}", "-f", "-m pretrain.train"])
+                self.cluster.run(node, ["pkill", f"-{signum}", "-f", "pretrain[.]train"])
             if signum == "STOP":
                 yield
 

@@ -7,7 +7,6 @@ ranks. All that can be said without torch is said before torch is imported, and 
 import os
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from launch.lock import only_launcher
 from launch.machine import this_machine
 from launch.nodes import Nodes
 from launch.ranks import RankJob
+from launch.registry import Attempt, register
 from launch.shard_agent import localized, shard_agent
 from launch.signals import EndingSignals, ending_signals
 from pretrain.checkpoint.format import (
@@ -29,20 +29,17 @@ from pretrain.checkpoint.format import (
     read_marker,
     read_metadata,
 )
-from pretrain.config import RESOLVED_NAME, RunConfig, read_resolved, write_resolved
+from pretrain.config import RESOLVED_NAME, RunConfig, read_resolved
 from pretrain.data.cache_settings import CacheSettings
 from pretrain.data.folder_check import check_files, check_tokenizer
 from pretrain.data.follow import wait_for_manifest
 from pretrain.data.plan import build_plan, check_epochs, check_weights
 from pretrain.data.token_shards import Manifest, read_token_bytes
 from pretrain.errors import ConfigError, DataError
-from pretrain.files import append_json_line, hash_bytes, read_json_lines
-from pretrain.metrics.facts import collect_facts, redact
 from pretrain.resolve import Machine, World, check_resume, resolve
 from pretrain.rules import check_config
 from pretrain.site_rules import Disk, Prepared, Site, check_data, check_disk, check_site
 
-ATTEMPTS_NAME = "attempts.jsonl"
 TRAIN_COMMAND = (sys.executable, "-m", "pretrain.train")
 
 _MALLOC_KEEP_BYTES = str(8 << 30)
@@ -147,10 +144,12 @@ def agree(config: RunConfig, crew: Crew) -> None:
 
 
 def _attempts(checked: CheckedRun, launch: Launch, crew: Crew) -> Attempts:
+    nodes = crew.nodes
+    noted = Attempt(checked.config, checked.manifest, checked.changes, checked.allowed, nodes.count, nodes.hosts)
     return Attempts(
         job=lambda generation: _job(checked.config, launch, generation, checked.machine),
         run_dir=checked.config.run_dir,
-        register=lambda _before: register(checked, crew.nodes),
+        register=lambda before: register(noted, before),
         max_restarts=launch.max_restarts,
         again=launch.again,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
@@ -166,10 +165,13 @@ def _check_checkpoint(config: RunConfig) -> None:
         check_same_model(read_metadata(newest, read_marker(newest)), config.model.model_dump(mode="json"))
 
 
-def check(config: RunConfig, launch: Launch | None = None) -> CheckedRun:
-    """Fills in `auto` and judges every rule; writes nothing. Raises the error of the first stage that does not hold."""
+def check(config: RunConfig, launch: Launch | None = None, machine: Machine | None = None) -> CheckedRun:
+    """Fills in `auto` and judges every rule; writes nothing. Raises the error of the first stage that does not hold.
+
+    `machine`: what the ranks will run on; None: this one.
+    """
     launch = launch or Launch()
-    machine = this_machine()
+    machine = machine or this_machine()
     before, earlier = _before(config), _earlier(config)
     early = check_before_data(config, launch, machine)
     manifest = wait_for_manifest(early.data, print)
@@ -247,39 +249,6 @@ def free_bytes(run_dir: Path) -> int:
     place = next(p for p in (run_dir.absolute(), *run_dir.absolute().parents) if p.exists())
     held = sum(file.stat().st_size for file in (run_dir / "checkpoints").rglob("*.safetensors"))
     return shutil.disk_usage(place).free + held
-
-
-def register(checked: CheckedRun, nodes: Nodes) -> int:
-    """Notes the launch in the run's folder before any rank starts; returns its generation, 1 for the first launch."""
-    config = checked.config
-    run_dir = config.run_dir
-    rows = read_json_lines(run_dir / ATTEMPTS_NAME)
-    generation = 1 + max((row["generation"] for row in rows if isinstance(row.get("generation"), int)), default=0)
-    layout = config.parallel_layout
-    facts = collect_facts(
-        layout={**layout.sizes(), "zero_stage": config.layout.zero_stage},
-        seed=config.run.seed,
-        precision=config.train.precision,
-        device=config.train.device,
-        hosts=nodes.hosts,
-        manifest_hash=checked.manifest.hash,
-        tokenizer_hash=checked.manifest.tokenizer_hash,
-    )
-    write_resolved(config, run_dir)
-    row = {
-        "generation": generation,
-        "attempt": generation,
-        "time": round(time.time(), 3),
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "nodes": nodes.count,
-        "ranks": layout.world_size,
-        **facts,
-        "changes": checked.changes,
-        "allowed": list(checked.allowed),
-        "config_hash": hash_bytes((run_dir / RESOLVED_NAME).read_bytes()),
-    }
-    append_json_line(run_dir / ATTEMPTS_NAME, redact(row))
-    return generation
 
 
 def _job(config: RunConfig, launch: Launch, generation: int, machine: Machine) -> RankJob:

@@ -235,5 +235,23 @@ def _add_nproc(parser: argparse.ArgumentParser) -> None:
 
 def _add_nodes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nnodes", type=positive, default=1, metavar="N", help="machines of the run; default: 1")
-    parser.add_argument("--node-rank", type=int, default=0, metavar="K", help="number of this machine, from 0")
-    parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where node 0 is reached by the others")
+    parser.add_argument(
+        "--rendezvous",
+        metavar="HOST:PORT",
+        help="where the machines meet: node 0's address, the same on all; the launcher of node 0 listens there, on that address "
+        "alone and without authentication, so name a private network",
+    )
+    parser.add_argument(
+        "--node-rank",
+        type=natural,
+        metavar="K",
+        help="number of this machine, from 0; default: the one that HOST names is 0, others are numbered as they arrive",
+    )
+    parser.add_argument(
+        "--max-restarts",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="start the ranks again in place after a fault (exit code 70), up to N times in a row without a new checkpoint; "
+        "default: %(default)s",
+    )

@@ -6,7 +6,12 @@ from launch.arguments import add, add_overrides, positive
 
 
 def add_cluster_commands(commands: Any) -> None:
-    """`pretrain submit`."""
+    """`pretrain submit`, `pretrain status`."""
+    _add_submit(commands)
+    _add_status(commands)
+
+
+def _add_submit(commands: Any) -> None:
     submit = add(commands, "submit", "train, prepare or evaluate as a Slurm job", "submit.submit")
     submit.epilog = (
         "A cluster is one YAML file: configs/clusters/NAME.yaml here, a shipped one by name, or any by its path.\n"
@@ -46,3 +51,11 @@ def add_cluster_commands(commands: Any) -> None:
         metavar="FIELD",
         help="a field or section that a continued run may change, such as train.steps; repeatable",
     )
+
+
+def _add_status(commands: Any) -> None:
+    status = add(commands, "status", "state, step, loss and speed of all runs below a folder", "status.status")
+    status.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="or one run; default: %(default)s")
+    status.add_argument("--interval", type=positive, default=5, metavar="S", help="of a terminal; default: %(default)s")
+    status.add_argument("--once", action="store_true", help="do not refresh; so where the output is no terminal")
+    status.add_argument("--json", action="store_true", help="for scripts, once")

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from launch.ranks import Nodes
+from launch.nodes import Nodes, parse_endpoint
 from launch.shard_agent import check_local
+from launch.signals import ending_signals
 from launch.torchrun import Launch, run
 from pretrain.config import RESOLVED_NAME, RunConfig, load_config, read_resolved
 from pretrain.errors import CheckFailed, CheckpointError, ConfigError, Interrupted
@@ -71,17 +72,20 @@ def train_tokenizer(arguments: Namespace) -> None:
 
 def train(arguments: Namespace) -> None:
     """`pretrain train`."""
-    config = load_config(arguments.config, arguments.overrides)
-    nodes = _nodes(arguments)
-    launch = Launch(
-        world=World(arguments.nproc, nodes.count),
-        nodes=nodes,
-        allow_change=tuple(arguments.allow_change),
-        again=again("train", arguments.config, overrides=arguments.overrides, nproc=arguments.nproc),
-    )
-    trained = run(config, launch)
-    if nodes.rank == 0:
-        print(f"report: {shown(finish(trained.config, renew=trained.by_this_launch))}")
+    resumed = again("train", arguments.config, overrides=arguments.overrides, nproc=arguments.nproc)
+    with ending_signals(resumed) as signals:
+        config = load_config(arguments.config, arguments.overrides)
+        nodes = _nodes(arguments)
+        launch = Launch(
+            world=World(arguments.nproc, nodes.count),
+            nodes=nodes,
+            allow_change=tuple(arguments.allow_change),
+            again=resumed,
+            max_restarts=arguments.max_restarts,
+        )
+        trained = run(config, launch, signals)
+        if trained.speaks:
+            print(f"report: {shown(finish(trained.config, renew=trained.by_this_launch))}")
 
 
 def parity(arguments: Namespace) -> None:
@@ -164,14 +168,16 @@ def report(arguments: Namespace) -> None:
 
 def list_checkpoints(arguments: Namespace) -> None:
     """`pretrain checkpoint list`."""
-    from pretrain.checkpoint.format import committed_checkpoints
+    from pretrain.checkpoint.format import committed_checkpoints, fenced_checkpoints
 
-    refs = committed_checkpoints(run_folder(arguments.run))
+    run_dir = run_folder(arguments.run)
+    refs, late = committed_checkpoints(run_dir), fenced_checkpoints(run_dir)
     if not refs:
         print("no committed checkpoint")
-    for ref in refs:
+    for ref in (*refs, *late):
         size = sum(file.stat().st_size for file in ref.path.iterdir() if file.is_file())
-        print(f"step {ref.step:>10,}  generation {ref.generation:>3}  {size / 1e6:>10,.1f} MB  {ref.path}")
+        told = "  does not count: a later launch had begun" if ref in late else ""
+        print(f"step {ref.step:>10,}  generation {ref.generation:>3}  {size / 1e6:>10,.1f} MB  {ref.path}{told}")
 
 
 def verify_checkpoints(arguments: Namespace) -> None:
@@ -299,17 +305,16 @@ def again(*words: str, overrides: Sequence[str] = (), nproc: int | None = None) 
 
 
 def _nodes(arguments: Namespace) -> Nodes:
-    count, rank, endpoint = arguments.nnodes, arguments.node_rank, arguments.rdzv_endpoint
-    if not 0 <= rank < count:
+    count, rank, endpoint = arguments.nnodes, arguments.node_rank, arguments.rendezvous
+    if rank is not None and rank >= count:
         raise ConfigError(f"--node-rank {rank} must be from 0 to {count - 1}, for --nnodes {count}")
-    if count > 1:
-        host, _, port = (endpoint or "").rpartition(":")
-        if not host or not port.isdecimal():
-            raise ConfigError(
-                f"--rdzv-endpoint {endpoint}: with --nnodes {count} it must be HOST:PORT of node 0, the same on all"
-            )
-    elif endpoint is not None:
-        raise ConfigError("--rdzv-endpoint has no meaning with one node; leave it out, or give --nnodes")
+    if count == 1:
+        if endpoint is not None:
+            raise ConfigError("--rendezvous has no meaning with one node; leave it out, or give --nnodes")
+        return Nodes()
+    if endpoint is None:
+        raise ConfigError(f"--nnodes {count} needs --rendezvous HOST:PORT, where HOST is node 0: the same on all nodes")
+    parse_endpoint(endpoint)
     return Nodes(count, rank, endpoint)
 
 

@@ -1,13 +1,13 @@
 """Starts the ranks of this node under torch's elastic agent, forwards signals to them, and tells how each ended.
 
-The agent (`torch.distributed.elastic`) does the rendezvous, the ranks' environment and the process table. It runs on a thread:
+The agent (`torch.distributed.elastic`) makes the ranks' environment and keeps the process table. It runs on a thread:
 on the main thread it would install signal handlers that stop the ranks at the first signal, where a rank should finish its step
-and save. The main thread is the one that Python runs signal handlers on; it forwards them, and watches for the first rank to
-die, which the agent's own record (all exit codes after everything was stopped) no longer shows.
+and save. The main thread is the one that Python runs signal handlers on; it forwards them, listens to the other nodes, and
+watches for the first rank to die, which the agent's own record (all exit codes after everything was stopped) no longer shows.
 
-Restarts are not the agent's: they would come without a new generation and without a word to the user.
-Alternatives not taken: torchrun as a process (it returns 1 for every fault); a process table of our own (rendezvous over nodes
-is the agent's real work). Cost: the launcher imports torch, about 2 s and 250 MB.
+Restarts are not the agent's (`launch.attempts`): they would come without a new generation and without a word to the user.
+Alternatives not taken: torchrun as a process (it returns 1 for every fault). Cost: the launcher imports torch, about 2 s and
+250 MB.
 """
 
 import logging
@@ -16,34 +16,31 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from launch.signals import EndingSignals
+from pretrain.errors import PretrainError
 from pretrain.guard.fault_file import logs_folder
 from pretrain.guard.parent import DEFERRED_SIGNALS, LAUNCHER_PID
+
+if TYPE_CHECKING:
+    from launch.crew import Crew
 
 WATCH_INTERVAL_S = 0.1
 
 PEERS_GRACE_S = 3.0
 """From a rank's death to SIGKILL for its peers. They have nothing left to do but to write their own ends, or wait in a collective
 that will not return."""
+CLEAR_GRACE_S = 1.0
+"""The same where the cause is clear, a signal from outside: nothing that peers write can change it."""
 
 # Ranks other than 0 write to their own log. `exec` keeps the process id: signals and exit codes are the rank's own.
 _REDIRECT = 'if [ "$RANK" != 0 ]; then exec >>"$0/rank-$RANK.log" 2>&1 </dev/null; fi; exec "$@"'
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """The machines of a run."""
-
-    count: int = 1
-    rank: int = 0
-    """Of this one."""
-    endpoint: str | None = None
-    """HOST:PORT of the store on node 0; needed with more than one node."""
+_CAUSED_BY_PEERS = (-signal.SIGTERM, -signal.SIGABRT)
 
 
 @dataclass(frozen=True)
@@ -54,15 +51,14 @@ class RankJob:
     """Program and arguments; `--run RUN --generation G` is appended."""
     run_dir: Path
     generation: int
-    """Of this launch; on other nodes than the first, node 0's is taken."""
+    """Of this attempt."""
     local_ranks: int
-    nodes: Nodes = field(default_factory=Nodes)
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Ended:
-    """How the ranks of this node ended."""
+    """How ranks ended."""
 
     generation: int
     exits: dict[int, int] = field(default_factory=dict)
@@ -73,33 +69,70 @@ class Ended:
     """Ctrl-C came twice."""
 
 
-def run_ranks(job: RankJob) -> Ended:
-    """Starts the ranks and returns when all of them have ended. Must be called on the main thread."""
+def run_ranks(job: RankJob, crew: "Crew", signals: EndingSignals) -> Ended:
+    """Starts the ranks of this node and returns when all of them have ended. Must be called on the main thread.
+
+    Raises what ended the launch on another node (`Crew.check`), and the error of a signal that came before a rank was started.
+    """
     # torch warns through the agent's loggers of what is meant here: a thread, and signals to the ranks.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     ended = Ended(job.generation)
-    agent = _AgentThread(job, ended)
-    with _caught_signals() as caught:
+    agent = _AgentThread(job, ended, crew)
+    from_outside: PretrainError | None = None
+    with signals.held():
         agent.start()
         while agent.is_alive():
             agent.join(WATCH_INTERVAL_S)
-            while caught and agent.watch.pids:
-                _pass_on(caught.pop(0), agent.watch, ended)
+            while signals.caught and not agent.cancel() and agent.watch.pids:
+                _pass_on(signals.caught.pop(0), agent.watch, ended)
+            try:
+                _follow(crew, agent.watch, ended)
+            except PretrainError as error:
+                from_outside = from_outside or error
+                agent.cancel()
+                agent.watch.kill()
     if ended.exits:
         agent.watch.kill()
-    if agent.error is not None and not ended.exits:
+    if from_outside is not None:
+        raise from_outside
+    if ended.exits:
+        ended.forwarded += signals.caught  # who asked the run to end does not want it started again
+        return ended
+    signals.check()
+    if agent.error is not None:
         raise agent.error
     return ended
+
+
+def _follow(crew: "Crew", watch: "Watch", ended: Ended) -> None:
+    """Tells the other nodes that a rank died here, and hears that one died there. Raises what ends the launch."""
+    crew.check()
+    grace = grace_s(ended.exits.values()) if ended.exits else None
+    for row in crew.rows().values():
+        generation, told = row.get("dying", (0, 0.0))
+        if generation == ended.generation:
+            watch.peers_die(told)
+            grace = grace if grace is not None or not crew.leads else told
+    if grace is not None:
+        crew.publish(dying=[ended.generation, grace])
+    if ended.killed_by_user:
+        crew.publish(dying=[ended.generation, 0.0])
+
+
+class _Cancelled(Exception):
+    """The launch ended before ranks were started."""
 
 
 class _AgentThread(threading.Thread):
     """torch's agent on a thread of its own."""
 
-    def __init__(self, job: RankJob, ended: Ended):
+    def __init__(self, job: RankJob, ended: Ended, crew: "Crew"):
         super().__init__(name="elastic-agent", daemon=True)
-        self.job, self.ended = job, ended
+        self.job, self.ended, self.crew = job, ended, crew
         self.watch = Watch(ended)
         self.error: Exception | None = None
+        self._lock = threading.Lock()
+        self._begun = self._cancelled = False
 
     def run(self) -> None:
         """Runs the ranks to their end."""
@@ -108,23 +141,28 @@ class _AgentThread(threading.Thread):
         from launch.rendezvous import make_agent
 
         try:
-            agent = make_agent(self.job.nodes, self.job.local_ranks, self.watch, self._arguments, self._agree)
+            agent = make_agent(self.crew.nodes, self.crew.open(), self.job.local_ranks, self.watch, self._arguments)
             result: Any = agent.run()
             for rank, failure in result.failures.items():
                 if rank not in self.watch.stopped:
                     self.ended.exits.setdefault(rank, failure.exitcode)
+        except _Cancelled:
+            pass
         except Exception as error:
             self.error = error
 
-    def _agree(self, store: Any) -> None:
-        """Node 0 numbers the launch; the others learn it from the store before they start a rank."""
-        key = "pretrain/generation"
-        if self.job.nodes.rank == 0:
-            store.set(key, str(self.ended.generation))
-        self.ended.generation = int(store.get(key))
+    def cancel(self) -> bool:
+        """Whether no rank was started yet; none is then."""
+        with self._lock:
+            self._cancelled = self._cancelled or not self._begun
+            return self._cancelled
 
     def _arguments(self) -> tuple[str, ...]:
-        """Of /bin/sh, once the generation is known."""
+        """Of /bin/sh, right before ranks are started."""
+        with self._lock:
+            if self._cancelled:
+                raise _Cancelled
+            self._begun = True
         folder = logs_folder(self.job.run_dir, self.ended.generation)
         folder.mkdir(parents=True, exist_ok=True)
         variables = {LAUNCHER_PID: str(os.getpid()), **self.job.environment}
@@ -150,6 +188,12 @@ class Watch:
         """Ranks that were alive when they were killed from here: their end is no cause of anything."""
         self._ended = ended
         self._first_death: float | None = None
+        self._grace_s: float | None = None
+
+    def peers_die(self, grace_s: float) -> None:
+        """A rank died on another node: those that are here have so long to end."""
+        self._first_death = self._first_death or time.monotonic()
+        self._grace_s = grace_s
 
     def look(self, pids: Mapping[int, int]) -> bool:
         """Notes ranks that failed since the last look, and whether the agent may now reap them: False while peers of a
@@ -158,10 +202,13 @@ class Watch:
         states = {rank: _exit_of(pid) for rank, pid in self.pids.items()}
         known = self.stopped | self._ended.exits.keys()
         self._ended.exits.update({rank: code for rank, code in states.items() if code and rank not in known})
-        if not self._ended.exits or all(code is not None for code in states.values()):
+        if all(code is not None for code in states.values()):
+            return True
+        if not self._ended.exits and self._first_death is None:
             return True
         self._first_death = self._first_death or time.monotonic()
-        if time.monotonic() - self._first_death < PEERS_GRACE_S:
+        grace = self._grace_s if self._grace_s is not None else grace_s(self._ended.exits.values())
+        if time.monotonic() - self._first_death < grace:
             return False
         self.kill()
         return True
@@ -178,6 +225,11 @@ class Watch:
                 os.killpg(pid, signum) if signum == signal.SIGKILL else os.kill(pid, signum)
 
 
+def grace_s(exits: Iterable[int]) -> float:
+    """How long the peers of ranks that ended so have to end."""
+    return CLEAR_GRACE_S if any(code < 0 and code not in _CAUSED_BY_PEERS for code in exits) else PEERS_GRACE_S
+
+
 def _exit_of(pid: int) -> int | None:
     """Exit code of a child that ended, negative for a signal; None while it runs. One that was reaped is told as 0: the agent
     has its code."""
@@ -188,21 +240,6 @@ def _exit_of(pid: int) -> int | None:
     if state is None:
         return None
     return state.si_status if state.si_code == os.CLD_EXITED else -state.si_status
-
-
-@contextmanager
-def _caught_signals() -> Iterator[list[signal.Signals]]:
-    """Within it, signals that ask the run to end are collected. One that was ignored at the start (nohup) stays ignored."""
-    caught: list[signal.Signals] = []
-    before = {}
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        if signal.getsignal(signum) is not signal.SIG_IGN:
-            before[signum] = signal.signal(signum, lambda number, _: caught.append(signal.Signals(number)))
-    try:
-        yield caught
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def _pass_on(signum: signal.Signals, watch: Watch, ended: Ended) -> None:

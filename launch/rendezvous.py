@@ -1,34 +1,89 @@
-"""torch's elastic agent, as the launcher uses it: how nodes find each other, how ranks are started and watched.
+"""torch's store and elastic agent, as the launcher uses them: where nodes meet, how ranks are started and watched.
 
-One node: a store on a free port of 127.0.0.1, chosen by the kernel. Several: a store on node 0 at the endpoint that was given,
-each node with its own number. The store has no authentication by torch's design and listens on every address: the endpoint
-belongs on a private network. Only `launch.ranks` imports this module, once ranks are to start: it imports torch.
+There is one store in a launcher's life, on node 0: torch's TCPStore over a socket that the launcher bound itself, so that it
+listens on one address alone: 127.0.0.1 and a port of the kernel's choice on one node, the endpoint's address with several. It has
+no authentication by torch's design: the endpoint belongs on a private network. Ranks use it too, each attempt under a
+prefix of its own (`pretrain.engine.world`): what a dead attempt left in the store would lead ranks to sockets that are closed.
+
+An attempt has an agent of its own, without restarts: they would come without a new generation and a word to the user. Nodes are
+numbered and agree before it (`launch.crew`), so it never waits for others. Only `launch.ranks` and `launch.crew` import
+this module, once it is needed: it imports torch.
 """
 
-import contextlib
-import uuid
+import os
+import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import DistStoreError
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
-from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
-from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
+from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
-from launch.ranks import WATCH_INTERVAL_S, Nodes, Watch
+from launch.nodes import LOOPBACK, Nodes, parse_endpoint
+from launch.ranks import WATCH_INTERVAL_S, Watch
+from pretrain.errors import RankFault
 
-LOOPBACK = "127.0.0.1"
-JOIN_TIMEOUT_S = 600
-"""How long a node waits for the others at the start."""
-EXIT_BARRIER_S = 60.0
-"""How long a node whose ranks have ended waits for the others."""
-FAREWELL_S = 5.0
-"""How long node 0 then waits until they have left the store."""
+STORE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """A launcher's connection to the store."""
+
+    store: TCPStore
+    address: str
+    """Numeric, of node 0."""
+    port: int
+    leads: bool
+    """Whether the store is this launcher's own."""
+
+
+def alone() -> Meeting:
+    """The store of a run on one node."""
+    listener = socket.socket()
+    listener.bind((LOOPBACK, 0))
+    listener.listen()
+    return _serve(listener)
+
+
+def meet(endpoint: str, listener: socket.socket | None, address: str | None, timeout_s: float) -> Meeting:
+    """The store of a run on several nodes: node 0 gives its listener, the others the address at which they reach it.
+
+    Raises RankFault where something else listens there.
+    """
+    if listener is not None:
+        return _serve(listener)
+    assert address is not None
+    _, port = parse_endpoint(endpoint)
+    try:
+        store = TCPStore(address, port, None, False, timedelta(seconds=timeout_s), wait_for_workers=False)
+        store.wait(["pretrain/nodes"], timedelta(seconds=timeout_s))
+    except Exception as error:
+        raise RankFault(
+            f"--rendezvous {endpoint}: what listens there does not answer as a launcher of this run; choose another port, the "
+            f"same on all nodes ({str(error).splitlines()[0]})"
+        ) from None
+    return Meeting(store, address, port, leads=False)
+
+
+def _serve(listener: socket.socket) -> Meeting:
+    address, port = listener.getsockname()[:2]
+    with listener:
+        store = TCPStore(
+            address,
+            port,
+            None,
+            True,
+            timedelta(seconds=STORE_TIMEOUT_S),
+            wait_for_workers=False,
+            master_listen_fd=os.dup(listener.fileno()),
+        )
+    return Meeting(store, address, port, leads=True)
 
 
 class RankLogs(LogsSpecs):
@@ -45,25 +100,55 @@ class RankLogs(LogsSpecs):
         return ""
 
 
-class _StaticRendezvous(StaticTCPRendezvous):
-    """Nodes with fixed numbers, which exchange a word through the store before ranks start."""
+class _SharedStore(RendezvousHandler):
+    """A rendezvous that is over: nodes have their numbers, ranks take the launcher's store."""
 
-    agree: Callable[[Any], None]
+    def __init__(self, nodes: Nodes, meeting: Meeting) -> None:
+        self._nodes, self._meeting = nodes, meeting
+
+    @property
+    def use_agent_store(self) -> bool:
+        return True
+
+    def get_backend(self) -> str:
+        return "pretrain"
 
     def next_rendezvous(self) -> RendezvousInfo:
-        info = super().next_rendezvous()
-        self.agree(info.store)
-        return info
+        place = RendezvousStoreInfo(self._meeting.address, self._meeting.port)
+        store = PrefixStore("pretrain/agent", self._meeting.store)
+        return RendezvousInfo(store, self._nodes.rank or 0, self._nodes.count, place)
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        pass
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def get_run_id(self) -> str:
+        return "pretrain"
+
+    def shutdown(self) -> bool:
+        return True
 
 
 class _WatchedAgent(LocalElasticAgent):
-    """torch's agent, which lets the launcher's watch look at the ranks before it reaps them itself.
+    """torch's agent, which lets the launcher's watch look at the ranks before it reaps them itself, and never asks the store.
 
-    The two methods are SimpleElasticAgent's documented seam for agents of one's own; their decorator has no type.
+    The methods are SimpleElasticAgent's documented seam for agents of one's own; their decorator has no type.
     """
 
     watch: Watch
     arguments: Callable[[], tuple[str, ...]]
+
+    def _assign_worker_ranks(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, store: object, group_rank: int, group_world_size: int, spec: WorkerSpec
+    ) -> list[Worker]:
+        """Every node has as many ranks: nothing has to be asked."""
+        local, size = spec.local_world_size, spec.local_world_size * group_world_size
+        return [Worker(i, group_rank * local + i, group_rank * local + i, size, size) for i in range(local)]
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
         worker_group.spec.args = self.arguments()
@@ -75,57 +160,29 @@ class _WatchedAgent(LocalElasticAgent):
         return RunResult(state=WorkerState.HEALTHY)
 
     def _exit_barrier(self) -> None:
-        """Node 0 holds the store, and outlasts the others: who still waits for torch's barrier would meet a closed socket."""
-        super()._exit_barrier()
-        group, store = self._worker_group, self._store
-        if store is None:
-            return
-        keys = [f"pretrain/left/{node}" for node in range(1, group.group_world_size or 1)]
-        if group.group_rank:
-            store.set(keys[group.group_rank - 1], "1")  # no answer is waited for
-        elif keys:
-            with contextlib.suppress(DistStoreError):  # a node that died says nothing
-                store.wait(keys, timedelta(seconds=FAREWELL_S))
+        """Launchers wait for each other in `launch.crew`."""
 
 
 def make_agent(
-    nodes: Nodes,
-    local_ranks: int,
-    watch: Watch,
-    arguments: Callable[[], tuple[str, ...]],
-    agree: Callable[[Any], None],
+    nodes: Nodes, meeting: Meeting, local_ranks: int, watch: Watch, arguments: Callable[[], tuple[str, ...]]
 ) -> LocalElasticAgent:
-    """The agent of this node.
+    """The agent of this node for one attempt.
 
     Args:
-        nodes: of the run.
+        nodes: of the run, with this one's number.
+        meeting: the store.
         local_ranks: that this node starts.
         watch: looks at the ranks at every interval.
-        arguments: of /bin/sh, which becomes the rank; asked for when the nodes have met.
-        agree: called with the store when they meet, where there are several.
+        arguments: of /bin/sh, which becomes the rank; asked for right before ranks are started.
     """
     spec = WorkerSpec(
         role="rank",
         local_world_size=local_ranks,
         entrypoint="/bin/sh",
-        rdzv_handler=_handler(nodes, agree),
+        rdzv_handler=_SharedStore(nodes, meeting),
         max_restarts=0,
         monitor_interval=WATCH_INTERVAL_S,
-        local_addr=LOOPBACK if nodes.count == 1 else None,
     )
-    agent = _WatchedAgent(spec, RankLogs(), exit_barrier_timeout=EXIT_BARRIER_S)
+    agent = _WatchedAgent(spec, RankLogs())
     agent.watch, agent.arguments = watch, arguments
     return agent
-
-
-def _handler(nodes: Nodes, agree: Callable[[Any], None]) -> RendezvousHandler:
-    if nodes.count == 1:
-        run_id = str(uuid.uuid4())
-        parameters = RendezvousParameters("c10d", f"{LOOPBACK}:0", run_id, 1, 1, local_addr=LOOPBACK, is_host=True)
-        return get_rendezvous_handler(parameters)
-    assert nodes.endpoint is not None, "several nodes need an endpoint; the command checks it"
-    host, port = parse_rendezvous_endpoint(nodes.endpoint, -1)
-    # Every node must name the run alike, and has nothing to name it by but the endpoint.
-    handler = _StaticRendezvous(host, port, nodes.rank, nodes.count, f"pretrain-{port}", JOIN_TIMEOUT_S)
-    handler.agree = agree
-    return handler

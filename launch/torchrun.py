@@ -7,17 +7,21 @@ ranks. All that can be said without torch is said before torch is imported, and 
 import os
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from launch.endings import error_of
+from launch.agreement import disagreement, facts_of
+from launch.attempts import Attempts, follow, lead
+from launch.crew import Crew, gathered
 from launch.lock import only_launcher
 from launch.machine import this_machine
-from launch.ranks import Nodes, RankJob, run_ranks
+from launch.nodes import Nodes
+from launch.ranks import RankJob
+from launch.registry import Attempt, register
 from launch.shard_agent import localized, shard_agent
+from launch.signals import EndingSignals, ending_signals
 from pretrain.checkpoint.format import (
     DamagedFile,
     check_same_model,
@@ -25,21 +29,17 @@ from pretrain.checkpoint.format import (
     read_marker,
     read_metadata,
 )
-from pretrain.config import RESOLVED_NAME, RunConfig, read_resolved, write_resolved
+from pretrain.config import RESOLVED_NAME, RunConfig, read_resolved
 from pretrain.data.cache_settings import CacheSettings
 from pretrain.data.folder_check import check_files, check_tokenizer
 from pretrain.data.follow import wait_for_manifest
 from pretrain.data.plan import build_plan, check_epochs, check_weights
 from pretrain.data.token_shards import Manifest, read_token_bytes
-from pretrain.errors import DataError
-from pretrain.files import append_json_line, hash_bytes, read_json_lines
-from pretrain.guard.fault_file import read_faults
-from pretrain.metrics.facts import collect_facts, redact
+from pretrain.errors import ConfigError, DataError
 from pretrain.resolve import Machine, World, check_resume, resolve
 from pretrain.rules import check_config
 from pretrain.site_rules import Disk, Prepared, Site, check_data, check_disk, check_site
 
-ATTEMPTS_NAME = "attempts.jsonl"
 TRAIN_COMMAND = (sys.executable, "-m", "pretrain.train")
 
 _MALLOC_KEEP_BYTES = str(8 << 30)
@@ -57,6 +57,8 @@ class Launch:
     rank_command: tuple[str, ...] = TRAIN_COMMAND
     again: str = "pretrain train CONFIG"
     """The command that continues the run, for messages."""
+    max_restarts: int = 0
+    """Faults in a row, without a new checkpoint in between, after which ranks are started again in place."""
 
 
 @dataclass(frozen=True)
@@ -81,40 +83,77 @@ class Trained:
     """Resolved."""
     by_this_launch: bool
     """False where it stood there before, and nothing was started."""
+    speaks: bool = True
+    """Whether this launcher is node 0's, which speaks for the run."""
 
 
-def run(config: RunConfig, launch: Launch | None = None) -> Trained:
+def run(config: RunConfig, launch: Launch | None = None, signals: EndingSignals | None = None) -> Trained:
     """Trains a run to its end, from its last checkpoint where it has one.
+
+    Args:
+        config: of the run.
+        launch: how it is started.
+        signals: that end it; by default they are handled within this call alone.
 
     Raises ConfigError, DataError, CheckpointError, StorageError, RankFault, and Preempted or Interrupted where a signal ended it.
     """
     launch = launch or Launch()
-    if config.data.cache is not None:  # a mistake in the config is told before anything is fetched
-        check_before_data(config, launch, this_machine())
-    with localized(config) as (config, address):
-        return _run(config, address, launch)
+    with ending_signals(launch.again) if signals is None else nullcontext(signals) as signals:
+        if config.data.cache is not None or launch.nodes.count > 1:
+            # A mistake in the config is told before anything is fetched, and before nodes wait for each other.
+            check_before_data(config, launch, this_machine())
+        with gathered(launch.nodes) as crew, localized(config) as (config, address):
+            return _run(config, address, replace(launch, nodes=crew.nodes), crew, signals)
 
 
-def _run(config: RunConfig, address: str, launch: Launch) -> Trained:
+def _run(config: RunConfig, address: str, launch: Launch, crew: Crew, signals: EndingSignals) -> Trained:
     """`run` of a config whose data lie on this node's disk, or are brought there from the address."""
     checked = check(config, launch)
-    run_dir = checked.config.run_dir
     # Node 0 speaks for the run; the others only start their ranks.
-    first = launch.nodes.rank == 0
-    with only_launcher(run_dir) if first else nullcontext():
-        reached = latest_checkpoint(run_dir)
-        if reached is not None and reached.step >= checked.config.train.steps:
-            print(
-                f"{run_dir}: already at step {reached.step} of {checked.config.train.steps}; nothing is left to train"
-            )
+    with only_launcher(checked.config.run_dir) if crew.leads else nullcontext():
+        agree(checked.config, crew)
+        if crew.leads and (reached := _at_its_end(checked.config)):
+            print(reached)
             return Trained(checked.config, by_this_launch=False)
-        generation = register(checked, launch.nodes) if first else 0
+        attempts = _attempts(checked, launch, crew)
         with shard_agent(checked.config, address):
-            ended = run_ranks(_job(checked.config, launch, generation, checked.machine))
-        error = error_of(ended, read_faults(run_dir, ended.generation), run_dir, launch.again)
-    if error is not None:
-        raise error
-    return Trained(checked.config, by_this_launch=True)
+            ran = follow(attempts, crew, signals) if not crew.leads else lead(attempts, crew, signals)
+    return Trained(checked.config, by_this_launch=ran, speaks=crew.leads)
+
+
+def _at_its_end(config: RunConfig) -> str | None:
+    """What is told of a run that stands at its last step; None of any other."""
+    reached = latest_checkpoint(config.run_dir)
+    if reached is None or reached.step < config.train.steps:
+        return None
+    return f"{config.run_dir}: already at step {reached.step} of {config.train.steps}; nothing is left to train"
+
+
+def agree(config: RunConfig, crew: Crew) -> None:
+    """Learns the names of all nodes, and that they would train the same run. Raises ConfigError where they would not."""
+    if crew.nodes.count == 1:
+        return
+    facts = facts_of(config)
+    if not crew.leads:
+        crew.publish(facts=facts)
+        return
+    others = crew.gather("facts", crew.nodes.join_timeout_s)
+    crew.meet({node: crew.rows()[node]["host"] for node in others})
+    if told := disagreement({crew.nodes.hosts[node]: found for node, found in ({0: facts} | others).items()}):
+        raise ConfigError(told)
+
+
+def _attempts(checked: CheckedRun, launch: Launch, crew: Crew) -> Attempts:
+    nodes = crew.nodes
+    noted = Attempt(checked.config, checked.manifest, checked.changes, checked.allowed, nodes.count, nodes.hosts)
+    return Attempts(
+        job=lambda generation: _job(checked.config, launch, generation, checked.machine),
+        run_dir=checked.config.run_dir,
+        register=lambda before: register(noted, before),
+        max_restarts=launch.max_restarts,
+        again=launch.again,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
 
 
 def _check_checkpoint(config: RunConfig) -> None:
@@ -212,38 +251,6 @@ def free_bytes(run_dir: Path) -> int:
     return shutil.disk_usage(place).free + held
 
 
-def register(checked: CheckedRun, nodes: Nodes) -> int:
-    """Notes the launch in the run's folder before any rank starts; returns its generation, 1 for the first launch."""
-    config = checked.config
-    run_dir = config.run_dir
-    rows = read_json_lines(run_dir / ATTEMPTS_NAME)
-    generation = 1 + max((row["generation"] for row in rows if isinstance(row.get("generation"), int)), default=0)
-    layout = config.parallel_layout
-    facts = collect_facts(
-        layout={**layout.sizes(), "zero_stage": config.layout.zero_stage},
-        seed=config.run.seed,
-        precision=config.train.precision,
-        device=config.train.device,
-        manifest_hash=checked.manifest.hash,
-        tokenizer_hash=checked.manifest.tokenizer_hash,
-    )
-    write_resolved(config, run_dir)
-    row = {
-        "generation": generation,
-        "attempt": generation,
-        "time": round(time.time(), 3),
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "nodes": nodes.count,
-        "ranks": layout.world_size,
-        **facts,
-        "changes": checked.changes,
-        "allowed": list(checked.allowed),
-        "config_hash": hash_bytes((run_dir / RESOLVED_NAME).read_bytes()),
-    }
-    append_json_line(run_dir / ATTEMPTS_NAME, redact(row))
-    return generation
-
-
 def _job(config: RunConfig, launch: Launch, generation: int, machine: Machine) -> RankJob:
     local_ranks = config.parallel_layout.world_size // launch.nodes.count
     return RankJob(
@@ -251,7 +258,6 @@ def _job(config: RunConfig, launch: Launch, generation: int, machine: Machine) -
         run_dir=config.run_dir,
         generation=generation,
         local_ranks=local_ranks,
-        nodes=launch.nodes,
         environment=rank_environment(config, local_ranks, machine, launch.nodes.count, os.environ),
     )
 

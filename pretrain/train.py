@@ -87,7 +87,7 @@ def train(run_dir: Path, generation: int, stop: StopSignals) -> None:
     Raises PretrainError of every kind; Preempted and Interrupted where a signal ended it with a checkpoint.
     """
     config = read_resolved(run_dir)
-    mesh = _join_world(config)
+    mesh = _join_world(config, generation)
     manifest = read_manifest(config.data.folder)
     name = wandb_id(run_dir) if mesh.rank == 0 else None
     logs = open_logs(config, run_dir, generation, name, manifest, mesh)
@@ -369,8 +369,8 @@ class Training:
         return {"eval/bigram_loss": loss}
 
 
-def _join_world(config: RunConfig) -> ProcessMesh:
-    device = start_world(config.train.device)
+def _join_world(config: RunConfig, generation: int) -> ProcessMesh:
+    device = start_world(config.train.device, generation)
     try:
         return ProcessMesh.create(config.parallel_layout, device)
     except ValueError as error:

@@ -10,13 +10,16 @@ import os
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 
 
-def start_world(device_kind: str) -> torch.device:
+def start_world(device_kind: str, attempt: int = 0) -> torch.device:
     """Joins the process group that the launcher's environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...).
 
     Args:
         device_kind: `cpu` (gloo) or `cuda` (NCCL).
+        attempt: number of this start of the ranks. The store is one for all attempts of a launcher, and holds the addresses of
+            ranks that are dead: with the same number as before, ranks would connect to those.
 
     Returns:
         The device of this rank.
@@ -28,7 +31,14 @@ def start_world(device_kind: str) -> torch.device:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "nccl" if device_kind == "cuda" else "gloo"
-        dist.init_process_group(backend, device_id=device if device_kind == "cuda" else None)
+        store, rank, size = next(rendezvous("env://"))
+        dist.init_process_group(
+            backend,
+            store=PrefixStore(f"attempt-{attempt}", store),
+            rank=rank,
+            world_size=size,
+            device_id=device if device_kind == "cuda" else None,
+        )
     start_deepspeed(device_kind)
     return device
 

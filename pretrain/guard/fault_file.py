@@ -12,6 +12,7 @@ write are not stopped; the launcher takes the code from the file. Without a laun
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -24,6 +25,13 @@ from pretrain.files import storage_error, write_atomically
 from pretrain.guard.parent import LAUNCHER_PID
 
 GRACEFUL = (Preempted, Interrupted)
+
+_CONNECTION = re.compile(
+    r"gloo/transport|gloo connect|connection (was )?(closed|reset|refused)|closed by peer|broken pipe|ncclRemoteError"
+    r"|remote process exited|DistNetworkError|DistStoreError|NCCL communicator was aborted",
+    re.IGNORECASE,
+)
+"""What gloo, NCCL and the store say when a peer is gone."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,11 @@ def read_faults(run_dir: Path, generation: int) -> list[Fault]:
     return sorted(found, key=lambda fault: fault.time)
 
 
+def speaks_of_peer(told: str) -> bool:
+    """Whether an error is one of the connection to another rank: its end then is the cause, and this one's a consequence."""
+    return _CONNECTION.search(told) is not None
+
+
 def run_rank(work: Callable[[], None], run_dir: Path, generation: int, rank: int) -> int:
     """Runs a rank's work and returns its process's exit code. Only a fault of the program prints a traceback."""
     try:
@@ -94,7 +107,9 @@ def run_rank(work: Callable[[], None], run_dir: Path, generation: int, rank: int
         fault = write_fault(run_dir, generation, rank, error)
         under_launcher = LAUNCHER_PID in os.environ
         if not isinstance(error, PretrainError | KeyboardInterrupt) and fault.exit_code == RankFault.exit_code:
-            traceback.print_exc()
+            # Rank 0 has the terminal, where a consequence should not look like the cause that the launcher tells.
+            if not (under_launcher and rank == 0 and speaks_of_peer(f"{fault.kind} {fault.message}")):
+                traceback.print_exc()
         elif not under_launcher and rank == 0:
             print(f"error: {fault.message}", file=sys.stderr)
         return 0 if under_launcher and isinstance(error, GRACEFUL) else fault.exit_code

@@ -15,7 +15,7 @@ from pretrain.metrics.run_record import RunRecord, read_run
 
 REPORT_FILE = "report.html"
 SOURCE_LOSS = "train/loss/"
-QUIET_EVENTS = frozenset({"start", "restart", "finish", "checkpoint", "evaluation"})
+QUIET_EVENTS = frozenset({"start", "resume", "finish", "launch_ended", "checkpoint", "evaluation"})
 """Kinds of events that belong to every run: listed, but not marked on the curves (a restart is: where the attempt changes)."""
 
 

@@ -141,7 +141,7 @@ def announce(logs: RunLogs, run: RunOverview, notes: Sequence[str], generation: 
         logs.console.message(note)
     if generation > 1:
         told = f"launch {generation} of this run begins at step {run.first_step:,}"
-        logs.event("restart", told, step=run.first_step, load_s=load_s)
+        logs.event("resume", told, step=run.first_step, load_s=load_s)
 
 
 def _stage_names(config: RunConfig, mesh: ProcessMesh) -> list[list[str]]:

@@ -79,4 +79,4 @@ def test_the_run_ends_on_every_rank_after_too_many_in_a_row_and_can_go_on(
     assert ends == [ends[0]] * 2
     assert ends[0].startswith("RankFault: step 4: the gradient was not finite in 2 steps in a row")
     assert world.run(train_in_rank, run_dir, register(run_dir)) == ["finished", "finished"]
-    assert [event["step"] for event in events(run_dir, "restart")] == [2]
+    assert [event["step"] for event in events(run_dir, "resume")] == [2]

@@ -67,7 +67,7 @@ def test_a_run_that_is_stopped_twice_repeats_and_skips_nothing_and_ends_bit_equa
     assert losses(stopped) == expected
     weights, wanted = final_weights(stopped), final_weights(straight)
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
-    assert [event["step"] for event in events(stopped, "restart")] == [1, 4]
+    assert [event["step"] for event in events(stopped, "resume")] == [1, 4]
 
 
 def test_a_run_goes_on_in_another_layout_where_it_was(world: World, data: Path, tmp_path: Path, twin: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(
     told = events(run_dir, "checkpoint_damaged")
     assert [(event["step"], event["generation"]) for event in told] == [(5, 1)]
     assert str(damaged) in told[0]["damage"][0]
-    assert [event["step"] for event in events(run_dir, "restart")] == [4]
+    assert [event["step"] for event in events(run_dir, "resume")] == [4]
     assert losses(run_dir) == losses(twin)
 
 

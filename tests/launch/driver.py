@@ -33,7 +33,7 @@ def drive(
     os.dup2(os.open(error_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
 
     from launch.cli import exit_code_of
-    from launch.ranks import Nodes
+    from launch.nodes import Nodes
     from launch.torchrun import Launch, run
     from pretrain.config import load_config
     from pretrain.resolve import World

@@ -90,9 +90,9 @@ def test_a_reader_that_left_is_no_error() -> None:
         (["train", "x.yaml", "--nprocs", "3"], "unrecognized arguments: --nprocs 3; did you mean --nproc?"),
         (["train", "x.yaml", "--npro", "3"], "did you mean --nproc?"),
         (["train", "x.yaml", "--nproc", "0"], "--nproc: must be a whole number above 0, not '0'"),
-        (["train", "quickstart.yaml", "--nnodes", "2"], "--rdzv-endpoint None: with --nnodes 2 it must be HOST:PORT"),
+        (["train", "quickstart.yaml", "--nnodes", "2"], "--nnodes 2 needs --rendezvous HOST:PORT"),
         (["train", "quickstart.yaml", "--node-rank", "1"], "--node-rank 1 must be from 0 to 0, for --nnodes 1"),
-        (["train", "quickstart.yaml", "--rdzv-endpoint", "a:1"], "--rdzv-endpoint has no meaning with one node"),
+        (["train", "quickstart.yaml", "--rendezvous", "a:1"], "--rendezvous has no meaning with one node"),
         (["prepare", "x.yaml", "--backend", "rya"], "did you mean ray?"),
         (["checkpoint", "lst", "x"], "did you mean list?"),
         (["report", "nowhere"], "nowhere: not the folder of a run (it has no config.yaml)"),
@@ -190,6 +190,9 @@ def test_checkpoints_are_listed_and_a_damaged_one_fails_the_check(
     assert main(["checkpoint", "verify", str(run_dir)]) == 1
     out, err = capsys.readouterr()
     assert out.startswith("damaged") and "1 of 1 checkpoints damaged" in err
+    append_json_line(run_dir / "attempts.jsonl", {"generation": 2, "committed": {}})
+    assert main(["checkpoint", "list", str(run_dir)]) == 0
+    assert "does not count: a later launch had begun" in capsys.readouterr().out
 
 
 def test_known_runs_are_told_where_a_folder_is_none(
@@ -214,11 +217,12 @@ def test_every_command_of_the_help_has_a_handler() -> None:
         "generate",
         "report",
         "checkpoint",
+        "status",
         "data",
         "doctor",
     ]
     for name in ("list_checkpoints", "verify_checkpoints", "train_tokenizer", *names):
-        assert name in ("tokenizer", "checkpoint", "data") or callable(getattr(commands, name))
+        assert name in ("tokenizer", "checkpoint", "status", "data") or callable(getattr(commands, name))
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

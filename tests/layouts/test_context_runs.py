@@ -45,5 +45,5 @@ def test_shared_sequences_and_whole_ones_resume_each_other(
     assert all("Preempted" in end for end in world(1).run(train_in_rank, run_dir, register(run_dir), 2))
     make_run(run_dir, tmp_path / "data", layout=SHARED)
     assert world(4).run(train_in_rank, run_dir, register(run_dir)) == ["finished"] * 4
-    assert [event["step"] for event in events(run_dir, "restart")] == [2, 4]
+    assert [event["step"] for event in events(run_dir, "resume")] == [2, 4]
     _assert_alike(run_dir, one_process)

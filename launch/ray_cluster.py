@@ -1,9 +1,9 @@
 """A Ray cluster inside one Slurm job, for `pretrain prepare`: what slurm/prepare.sbatch starts on its nodes, and asks.
 
     python -m launch.ray_cluster address               host and port of the head, from the node that it will run on
-    python -m launch.ray_cluster head ADDRESS          one of them on each node, in the foreground, until it is told to end
-    python -m launch.ray_cluster worker ADDRESS
-    python -m launch.ray_cluster driver ADDRESS --nodes NODE ... -- CONFIG [--set FIELD=VALUE ...]
+    python -m launch.ray_cluster head --address A      one of them on each node, in the foreground, until it is told to end
+    python -m launch.ray_cluster worker --address A
+    python -m launch.ray_cluster driver --address A --nodes NODE ... -- CONFIG [--set FIELD=VALUE ...]
     python -m launch.ray_cluster ended --code N [--asked] -- CONFIG [--set FIELD=VALUE ...]
 
 The cluster is the job's alone: a token of its own (RAY_AUTH_TOKEN, which the script makes), no dashboard, no usage reports, no
@@ -162,7 +162,7 @@ def cores_of_node(environment: Mapping[str, str]) -> int:
 
 
 def run_node(role: Role, address: str) -> int:
-    """A node of the cluster, until it is told to end (TERM). Raises ConfigError, StorageError; RankFault where Ray ends by itself."""
+    """A node of the cluster, until it is told to end (TERM, USR1). Raises ConfigError, StorageError; RankFault where Ray ends by itself."""
     if find_spec("ray") is None:
         raise ConfigError(f"ray is not installed on {_here()}; pip install ray")
     own, cores = address_of_node(os.environ.get("PRETRAIN_INTERFACE")), cores_of_node(os.environ)
@@ -173,7 +173,7 @@ def run_node(role: Role, address: str) -> int:
         with said.open("wb") as output:
             print(f"{_here()}: a Ray {role} of {cores} cores at {own}", file=sys.stderr, flush=True)
             process = _start(own, command, environment, output.fileno())
-            told = _pass_on({signal.SIGTERM: signal.SIGTERM}, process)
+            told = _pass_on({signal.SIGTERM: signal.SIGTERM, signal.SIGUSR1: signal.SIGTERM}, process)
             code = process.wait()
         if told:
             return 0
@@ -183,7 +183,7 @@ def run_node(role: Role, address: str) -> int:
 
 def run_driver(address: str, nodes: Sequence[str], arguments: Sequence[str]) -> int:
     """`pretrain prepare` on the cluster; returns its exit code. USR1 and TERM end it in good order, with 75."""
-    command = [sys.executable, "-m", "launch.ray_cluster", "prepare", address, "--nodes", *nodes, "--", *arguments]
+    command = [sys.executable, "-m", "launch.ray_cluster", "prepare", "--address", address, "--nodes", *nodes, "--", *arguments]
     own = address_of_node(os.environ.get("PRETRAIN_INTERFACE"))
     process = _start(own, command, ray_environment(os.environ), None)
     _pass_on({signal.SIGTERM: signal.SIGUSR1, signal.SIGUSR1: signal.SIGUSR1}, process)
@@ -336,16 +336,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     roles.add_parser("address")
     for role in ("head", "worker", "driver", "prepare"):
         added = roles.add_parser(role)
-        added.add_argument("address")
+        added.add_argument("--address", required=True)
         if role in ("driver", "prepare"):
             added.add_argument("--nodes", nargs="+", required=True)
-            added.add_argument("arguments", nargs=argparse.REMAINDER)
     after = roles.add_parser("ended")
     after.add_argument("--code", type=int, required=True)
     after.add_argument("--asked", action="store_true")
-    after.add_argument("arguments", nargs=argparse.REMAINDER)
-    chosen = parser.parse_args(arguments)
-    rest = [word for word in getattr(chosen, "arguments", []) if word != "--"]
+    # What follows is for `pretrain prepare`; argparse.REMAINDER would take our own options with it.
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    at = given.index("--") if "--" in given else len(given)
+    chosen, rest = parser.parse_args(given[:at]), given[at + 1 :]
 
     def work() -> int:
         match chosen.role:

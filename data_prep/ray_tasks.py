@@ -254,14 +254,14 @@ def _check_reachable(address: str) -> None:
     if "://" in address:
         return
     import ray.exceptions
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] (compiled)
 
     try:
         GcsClient(address=address)
     except ray.exceptions.AuthenticationError:
         raise ConfigError(
-            f"--address {address}: the Ray cluster there asks for another token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the "
-            "token that it was started with"
+            f"--address {address}: the Ray cluster there asks for another token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to "
+            "the one that it was started with"
         ) from None
 
 

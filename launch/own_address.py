@@ -52,13 +52,51 @@ _CONTINUE = 1
 _ASKED_BYTES, _ANSWER = 80, struct.Struct("=QqiI")
 _IPV4_BYTES, _IPV6_BYTES = 16, 28
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
+_ADDRESS_OF_INTERFACE = 0x8915
+_PROBE = """
+import socket, sys
+with socket.socket() as probe:
+    probe.bind(("", 0))
+    sys.exit(probe.getsockname()[0] != sys.argv[1])
+"""
 
 
 class CannotHold(ConfigError):
     """This kernel, or a container on it, does not let a process decide on another's addresses."""
 
 
-def start_held_to(address: str, command: Sequence[str], **popen: Any) -> "subprocess.Popen[bytes]":
+def address_of_node(node: str, interface: str | None) -> str:
+    """The IPv4 address of this machine on a network interface, or the one that its name resolves to.
+
+    Args:
+        node: this machine's name, for messages.
+        interface: as `ip link` names it; None: none was named.
+
+    Raises:
+        ConfigError: there is none, or one that other machines cannot reach.
+    """
+    if interface:
+        names = [name for _, name in socket.if_nameindex()]
+        if interface not in names:
+            raise ConfigError(f"PRETRAIN_INTERFACE={interface}: {node} has no such interface, but {', '.join(names)}")
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+                request = struct.pack("256s", interface.encode())
+                return socket.inet_ntoa(fcntl.ioctl(asked, _ADDRESS_OF_INTERFACE, request)[20:24])
+        except OSError:
+            raise ConfigError(f"PRETRAIN_INTERFACE={interface}: it has no IPv4 address on {node}") from None
+    found = "no address"
+    with suppress(OSError):
+        found = socket.gethostbyname(socket.gethostname())
+    if found == "no address" or found.startswith("127."):
+        raise ConfigError(
+            f"the name of node {node} resolves to {found}, where other nodes cannot reach it; set PRETRAIN_INTERFACE to the "
+            "network interface between the nodes"
+        )
+    return found
+
+
+def start_held_to(address: str, command: Sequence[str], **popen: Any) -> "subprocess.Popen[Any]":
     """Starts a command whose servers listen on one IPv4 address where they would on all, or where they choose one themselves.
 
     Args:
@@ -67,8 +105,15 @@ def start_held_to(address: str, command: Sequence[str], **popen: Any) -> "subpro
         popen: further arguments of subprocess.Popen.
 
     Raises:
-        CannotHold: the kernel does not serve; nothing was started.
+        CannotHold: the kernel does not serve; the command was not started.
     """
+    probe = _start(address, [sys.executable, "-ISc", _PROBE, address], stderr=subprocess.DEVNULL)
+    if probe.wait() != 0:
+        raise CannotHold("its kernel (Linux 5.6 is needed) or container lets no process bind another's socket")
+    return _start(address, command, **popen)
+
+
+def _start(address: str, command: Sequence[str], **popen: Any) -> "subprocess.Popen[Any]":
     calls = _CALLS.get(platform.machine())
     if calls is None or not sys.platform.startswith("linux"):
         raise CannotHold(f"{sys.platform} on {platform.machine()} has no call for it that is known here")
@@ -173,4 +218,3 @@ def _socket_of(thread: int, handle: int) -> socket.socket:
         return socket.socket(fileno=_checked(libc.syscall(_PIDFD_GETFD, process, handle, 0)))
     finally:
         os.close(process)
-

@@ -19,12 +19,10 @@ Not taken: `ray symmetric-run` (it ends with 0 where `ray start` failed, and wai
 """
 
 import argparse
-import fcntl
 import os
+import platform
 import shutil
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import time
@@ -33,16 +31,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from launch.cli import build_parser, exit_code_of
-from launch.own_address import CannotHold, start_held_to
+from launch.own_address import CannotHold, address_of_node, start_held_to
 from pretrain.errors import CheckpointError, ConfigError, DataError, Interrupted, Preempted, RankFault, StorageError
 from pretrain.files import append_json_line, read_json_lines, told_as_storage_error
 from pretrain.metrics.jsonl import EVENTS_FILE
 
 START_S = 240.0
-"""All nodes have joined by then, or the job is given back: Ray itself comes up in 10 to 60 s, the more so on a busy file system."""
+"""All nodes have joined by then, or the job is given back. Ray comes up in 10 s, or in minutes where a file system is busy."""
 OBJECT_STORE_BYTES = 128 << 20
 """As data_prep.ray_tasks: settings and hashes."""
 TOKEN, AUTH_MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"
@@ -51,7 +49,6 @@ SOCKET_PATH_BYTES = 107
 _SESSION = "/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
 """What Ray puts behind its folder for the longest of them."""
 _TOLD_LINES = 15
-_SIOCGIFADDR = 0x8915
 _FINAL = {error.exit_code for error in (ConfigError, DataError, CheckpointError, StorageError, Interrupted)}
 """Exit codes that the same command would end with again."""
 
@@ -61,32 +58,12 @@ Role = Literal["head", "worker"]
 # where
 
 
-def address_of_node(interface: str | None) -> str:
-    """This node's IPv4 address: of a network interface, or the one that its name resolves to. Raises ConfigError."""
-    if interface:
-        names = [name for _, name in socket.if_nameindex()]
-        if interface not in names:
-            raise ConfigError(f"PRETRAIN_INTERFACE={interface}: {_here()} has no such interface, but {', '.join(names)}")
-        request = struct.pack("256s", interface.encode()[:15])
-        try:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-                return socket.inet_ntoa(fcntl.ioctl(asked, _SIOCGIFADDR, request)[20:24])
-        except OSError:
-            raise ConfigError(f"PRETRAIN_INTERFACE={interface}: it has no IPv4 address on {_here()}") from None
-    try:
-        found = socket.gethostbyname(socket.gethostname())
-    except OSError:
-        found = "no address"
-    if found == "no address" or found.startswith("127."):
-        raise ConfigError(
-            f"the name of node {_here()} resolves to {found}, where other nodes cannot reach it; set PRETRAIN_INTERFACE to the "
-            "network interface between the nodes"
-        )
-    return found
-
-
 def _here() -> str:
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
+
+
+def _own_address() -> str:
+    return address_of_node(_here(), os.environ.get("PRETRAIN_INTERFACE"))
 
 
 def port_of(job: int, restart: int) -> int:
@@ -106,17 +83,12 @@ def ray_folder(scratch: str | None, job: int) -> Path:
     return folder
 
 
-@contextmanager
-def _own_folder(folder: Path) -> Iterator[Path]:
-    """A new folder that nobody else may enter; gone afterwards. Raises StorageError."""
+def _new_folder(folder: Path) -> None:
+    """Makes a folder that nobody else may enter. Raises StorageError."""
     with told_as_storage_error(folder):
         if folder.is_dir() and not folder.is_symlink():  # of an earlier start of this job that was killed
             shutil.rmtree(folder)
         folder.mkdir(mode=0o700, parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 # what runs
@@ -162,39 +134,64 @@ def cores_of_node(environment: Mapping[str, str]) -> int:
 
 
 def run_node(role: Role, address: str) -> int:
-    """A node of the cluster, until it is told to end (TERM, USR1). Raises ConfigError, StorageError; RankFault where Ray ends by itself."""
+    """A node of the cluster, until it is told to end (TERM, USR1).
+
+    Raises ConfigError, StorageError, and RankFault where Ray ends by itself.
+    """
     if find_spec("ray") is None:
         raise ConfigError(f"ray is not installed on {_here()}; pip install ray")
-    own, cores = address_of_node(os.environ.get("PRETRAIN_INTERFACE")), cores_of_node(os.environ)
+    own, cores = _own_address(), cores_of_node(os.environ)
     environment = ray_environment(os.environ)
-    with _own_folder(ray_folder(os.environ.get("PRETRAIN_SCRATCH"), _job()[0])) as folder:
-        said = folder / "said"
+    folder = ray_folder(os.environ.get("PRETRAIN_SCRATCH"), _job()[0])
+    _new_folder(folder)
+    said = folder / "said"
+    with said.open("wb") as output:
+        print(f"{_here()}: a Ray {role} of {cores} cores at {own}", file=sys.stderr, flush=True)
         command = ray_command(role, address, own, _here(), cores, folder / "r")
-        with said.open("wb") as output:
-            print(f"{_here()}: a Ray {role} of {cores} cores at {own}", file=sys.stderr, flush=True)
-            process = _start(own, command, environment, output.fileno())
-            told = _pass_on({signal.SIGTERM: signal.SIGTERM, signal.SIGUSR1: signal.SIGTERM}, process)
-            code = process.wait()
-        if told:
-            return 0
-        last = "\n  ".join(said.read_text(errors="replace").strip().splitlines()[-_TOLD_LINES:])
-        raise RankFault(f"the Ray {role} on {_here()} ended with {code}:\n  {last}")
+        process = _start(own, command, environment, output.fileno())
+    with _passed_on({signal.SIGTERM: signal.SIGTERM, signal.SIGUSR1: signal.SIGTERM}, process) as told:
+        code = process.wait()
+    if not told:
+        # Its files stay: the driver may still be at work, and people want to look.
+        why = "\n  ".join(last_words(said.read_text(errors="replace")))
+        raise RankFault(f"the Ray {role} on {_here()} ended with {code}; its files are in {folder} there\n  {why}")
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def last_words(said: str) -> list[str]:
+    """Of what `ray start` said, the errors, or where there are none, the last lines."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    return ([line for line in lines if "ERR" in line or "Error" in line] or lines)[-_TOLD_LINES:]
 
 
 def run_driver(address: str, nodes: Sequence[str], arguments: Sequence[str]) -> int:
     """`pretrain prepare` on the cluster; returns its exit code. USR1 and TERM end it in good order, with 75."""
-    command = [sys.executable, "-m", "launch.ray_cluster", "prepare", "--address", address, "--nodes", *nodes, "--", *arguments]
-    own = address_of_node(os.environ.get("PRETRAIN_INTERFACE"))
+    command = [
+        sys.executable,
+        "-m",
+        "launch.ray_cluster",
+        "prepare",
+        "--address",
+        address,
+        "--nodes",
+        *nodes,
+        "--",
+        *arguments,
+    ]
+    own = _own_address()
     process = _start(own, command, ray_environment(os.environ), None)
-    _pass_on({signal.SIGTERM: signal.SIGUSR1, signal.SIGUSR1: signal.SIGUSR1}, process)
-    code = process.wait()
+    with _passed_on({signal.SIGTERM: signal.SIGUSR1, signal.SIGUSR1: signal.SIGUSR1}, process):
+        code = process.wait()
     return code if code >= 0 else 128 - code
 
 
-def _start(own: str, command: Sequence[str], environment: Mapping[str, str], output: int | None) -> "subprocess.Popen[bytes]":
+def _start(
+    own: str, command: Sequence[str], environment: Mapping[str, str], output: int | None
+) -> "subprocess.Popen[Any]":
     """Starts a command in a session of its own; its servers are held to our address, or it is said that they are not."""
-    said = {"stdout": output, "stderr": output, "stdin": subprocess.DEVNULL}
-    how = {**said, "env": dict(environment), "start_new_session": True}
+    how: dict[str, Any] = {"stdout": output, "stderr": output, "stdin": subprocess.DEVNULL}
+    how |= {"env": dict(environment), "start_new_session": True}
     try:
         return start_held_to(own, command, **how)
     except CannotHold as error:
@@ -206,8 +203,11 @@ def _start(own: str, command: Sequence[str], environment: Mapping[str, str], out
         return subprocess.Popen(command, **how)
 
 
-def _pass_on(signals: Mapping[signal.Signals, signal.Signals], process: "subprocess.Popen[bytes]") -> list[int]:
-    """Hands signals on to a process; the list that is returned grows by each that came."""
+@contextmanager
+def _passed_on(
+    signals: Mapping[signal.Signals, signal.Signals], process: "subprocess.Popen[Any]"
+) -> Iterator[list[int]]:
+    """Within it signals are handed on to a process, afterwards ignored; the list grows by each that came."""
     came: list[int] = []
 
     def hand_on(number: int, _: object) -> None:
@@ -216,7 +216,9 @@ def _pass_on(signals: Mapping[signal.Signals, signal.Signals], process: "subproc
 
     for number in signals:
         signal.signal(number, hand_on)
-    return came
+    yield came
+    for number in signals:  # said again while the interpreter ends, one would kill it
+        signal.signal(number, signal.SIG_IGN)
 
 
 def prepare(address: str, nodes: Sequence[str], arguments: Sequence[str]) -> int:
@@ -295,7 +297,14 @@ def ended(code: int, asked: bool, arguments: Sequence[str]) -> int:
         note = {"exit_code": decision.exit_code, "faults": decision.faults, "finished": finished}
         append_json_line(
             events,
-            {"kind": "preparation", "message": decision.message, **note, "job": job, "restart": restart, "time": time.time()},
+            {
+                "kind": "preparation",
+                "message": decision.message,
+                **note,
+                "job": job,
+                "restart": restart,
+                "time": time.time(),
+            },
         )
     except (ConfigError, DataError, StorageError, OSError, ValueError) as error:
         decision = Decision("stop", code, f"stops, for what comes next cannot be noted: {error}")
@@ -323,10 +332,10 @@ def _job() -> tuple[int, int]:
 
 
 def head_address() -> str:
-    """`host:port` of the head of this job's cluster, on whose node this runs. Raises ConfigError, also for a scratch that is too deep."""
+    """`host:port` of the head of this job's cluster, on whose node this runs. Raises ConfigError, also for too deep a scratch."""
     job, restart = _job()
     ray_folder(os.environ.get("PRETRAIN_SCRATCH"), job)
-    return f"{address_of_node(os.environ.get('PRETRAIN_INTERFACE'))}:{port_of(job, restart)}"
+    return f"{_own_address()}:{port_of(job, restart)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

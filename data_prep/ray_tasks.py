@@ -225,25 +225,23 @@ def all_nodes(address: str, nodes: Sequence[str], wait_s: float) -> Iterator[Non
     """
     import ray
 
-    end = time.monotonic() + wait_s
-    missing = set(nodes)
-    while missing:
-        if time.monotonic() > end:
-            ray.shutdown()
-            named = [node for node in nodes if node in missing]
-            raise RankFault(
-                f"{len(named)} of {len(nodes)} nodes did not join the Ray cluster within {wait_s:.0f} s: {', '.join(named)}"
-            )
-        with suppress(Exception):  # whatever part of it is not there yet
-            if not ray.is_initialized():
-                _check_reachable(address)
-                ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-            missing = set(nodes) - {node["NodeName"] for node in ray.nodes() if node["Alive"]}
-        time.sleep(LOOK_S)
-    try:
+    with ExitStack() as owned:
+        if not ray.is_initialized():
+            owned.callback(ray.shutdown)
+        end, missing = time.monotonic() + wait_s, set(nodes)
+        while missing:
+            if time.monotonic() > end:
+                named = [node for node in nodes if node in missing]
+                raise RankFault(
+                    f"{len(named)} of {len(nodes)} nodes did not join the Ray cluster within {wait_s:g} s: {', '.join(named)}"
+                )
+            with suppress(Exception):  # whatever part of it is not there yet
+                if not ray.is_initialized():
+                    _check_reachable(address)
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+                missing = set(nodes) - {node["NodeName"] for node in ray.nodes() if node["Alive"]}
+            time.sleep(LOOK_S)
         yield
-    finally:
-        ray.shutdown()
 
 
 def _check_reachable(address: str) -> None:

@@ -223,7 +223,7 @@ def _passed_on(
 
 def prepare(address: str, nodes: Sequence[str], arguments: Sequence[str]) -> int:
     """`pretrain prepare` on a cluster that is being started. What needs no cluster to be told is told before it is waited for."""
-    signal.signal(signal.SIGUSR1, _stop)
+    _stop_on_signals()
     from data_prep.folder import finished_manifest
     from launch.commands import check_preparation
     from pretrain.config import load_config
@@ -236,12 +236,19 @@ def prepare(address: str, nodes: Sequence[str], arguments: Sequence[str]) -> int
     from data_prep.ray_tasks import all_nodes
 
     with all_nodes(address, nodes, START_S):
+        _stop_on_signals()  # Ray takes TERM as a crash
         print(f"{len(nodes)} nodes have joined the Ray cluster", file=sys.stderr, flush=True)
         return chosen.handler(chosen) or 0
 
 
+def _stop_on_signals() -> None:
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, _stop)
+
+
 def _stop(*_: object) -> NoReturn:
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise Preempted("told to stop; finished tasks are kept, and the same command goes on from there")
 
 
@@ -281,7 +288,7 @@ def decide(code: int, asked: bool, policy: str, faults: int, max_faults: int) ->
 
 def _again(decision: Decision, policy: str) -> Decision:
     if policy == "requeue":
-        return Decision("requeue", decision.exit_code, f"queued again: {decision.message}", decision.faults)
+        return Decision("requeue", decision.exit_code, f"to be queued again: {decision.message}", decision.faults)
     return Decision("stop", decision.exit_code, f"ends, to be submitted again: {decision.message}", decision.faults)
 
 

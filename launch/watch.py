@@ -17,6 +17,8 @@ from pretrain.metrics.jsonl import EVENTS_FILE
 
 QUEUE_INTERVAL_S = 10.0
 LOG_INTERVAL_S = 1.0
+MISSED_INTERVAL_S = 2.0
+"""Between looks at a queue that the jobs are not in any more."""
 ENDED_LOOKS = 2
 """Looks at the queue in a row that must miss the jobs: one that is requeued may be missing for a moment."""
 _READ_BYTES = 1 << 20
@@ -56,34 +58,48 @@ def watch(submitted: Submitted, *, sleep: Callable[[float], None] = time.sleep) 
 
 def _follow(submitted: Submitted, sleep: Callable[[float], None]) -> None:
     logs = [FollowedFile(path) for path in submitted.logs]
-    told, missed, trouble, looked = "", 0, "", -1.0
-    while missed < ENDED_LOOKS:
-        if looked < 0 or time.monotonic() - looked >= QUEUE_INTERVAL_S:
-            looked = time.monotonic()
-            try:
-                mine = [job for job in queued_jobs() if job.number in submitted.numbers]
-                missed = 0 if mine else missed + 1
-                trouble = ""
-                state = _described(mine)
-                if state and state != told:
-                    _say(state)
-                told = state
-            except ConfigError:
-                raise
-            except PretrainError as error:
-                if str(error) != trouble:
-                    _say(f"{error} (it is asked again)")
-                trouble = str(error)
+    queue = _Queue(submitted.numbers)
+    next_look = time.monotonic()
+    while queue.missed < ENDED_LOOKS:
+        if time.monotonic() >= next_look:
+            queue.look()
+            next_look = time.monotonic() + (MISSED_INTERVAL_S if queue.missed else QUEUE_INTERVAL_S)
         _copy(logs)
-        if missed < ENDED_LOOKS:
+        if queue.missed < ENDED_LOOKS:
             sleep(LOG_INTERVAL_S)
     _copy(logs)
 
 
+class _Queue:
+    """What was seen of some jobs in the queue; changes are told once."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self._numbers = numbers
+        self._told = ""
+        self.missed = 0
+        """Looks in a row that found none of them."""
+
+    def look(self) -> None:
+        """Asks the queue. Raises ConfigError where there is no squeue; a controller that does not answer is asked again."""
+        try:
+            mine = [job for job in queued_jobs() if job.number in self._numbers]
+        except ConfigError:
+            raise
+        except PretrainError as error:
+            self._tell(f"{error} (it is asked again)")
+            return
+        self.missed = 0 if mine else self.missed + 1
+        if mine:
+            self._tell(_described(mine))
+
+    def _tell(self, text: str) -> None:
+        if text != self._told:
+            _say(text)
+        self._told = text
+
+
 def _described(jobs: Sequence[QueuedJob]) -> str:
     """The state of the job that matters: the one that runs, else the first that waits."""
-    if not jobs:
-        return ""
     job = min(jobs, key=lambda job: (job.state == "PENDING", job.number))
     more = f", {len(jobs) - 1} more wait" if len(jobs) > 1 else ""
     return f"job {job.number}: {job.state.lower()} {job.about}{more}"

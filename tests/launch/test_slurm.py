@@ -68,7 +68,7 @@ def test_a_template_is_a_header_of_defaults_and_a_body(task: str) -> None:
     assert all(lines[index].startswith("#SBATCH --") and len(lines[index].split()) == 2 for index in header_lines)
     given = options(job_on(CPUS, task))  # type: ignore[arg-type]
     left = {word.partition("=")[0] for word in effective_options("\n".join(lines), given)[len(given) :]}
-    assert left <= {"--ntasks", "--signal", "--kill-on-invalid-dep", "--time"}, left
+    assert left <= {"--ntasks", "--signal", "--no-kill"}, left
 
 
 @pytest.mark.parametrize("name", NODES)

@@ -34,6 +34,7 @@ def ended(run: Path, code: int, time: float = 2000) -> None:
 def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Callable[[float], None]]:
     """The queue is asked at every turn; `looks(a, b)` is a sleep that does a, then b, then nothing."""
     monkeypatch.setattr(watching, "QUEUE_INTERVAL_S", 0)
+    monkeypatch.setattr(watching, "MISSED_INTERVAL_S", 0)
 
     def made(*acts: Callable[[], object]) -> Callable[[float], None]:
         waiting = list(acts)

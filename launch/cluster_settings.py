@@ -234,6 +234,8 @@ def time_leaves_no_room(time: str | None, lead_s: int) -> bool:
     return time is not None and 0 < minutes(time) * 60 <= lead_s + 60
 
 
+_OF_INTERFACE = frozenset({"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"})
+
 CLUSTER_RULES: tuple[Rule[ClusterSettings], ...] = (
     Rule(
         "nodes_have_ranks",
@@ -253,6 +255,13 @@ CLUSTER_RULES: tuple[Rule[ClusterSettings], ...] = (
         lambda c: not c.exclusive and c.memory_gib is None,
         lambda c: (
             "memory_gib is missing: with exclusive=false a job asks for its part of a node's memory; say how much there is"
+        ),
+    ),
+    Rule(
+        "interface_is_named_once",
+        lambda c: c.interface is not None and bool(_OF_INTERFACE & c.environment.keys()),
+        lambda c: (
+            f"interface={c.interface} sets {' and '.join(sorted(_OF_INTERFACE))}, which environment sets too; leave one out"
         ),
     ),
     Rule(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.cluster_settings import TIME, ClusterSettings, load_cluster, time_leaves_no_room
-from launch.commands import run_folder, shown
+from launch.commands import program, run_folder, shown
 from launch.slurm import (
     LOGS_FOLDER,
     Job,
@@ -160,6 +160,12 @@ def _judged(
     world = world_of(config, cluster, arguments.nodes)
     launch = Launch(world, allow_change=tuple(arguments.allow_change))
     resolved = check_before_data(config, launch, machine)
+    reached = latest_checkpoint(config.run_dir)
+    if reached is not None and reached.step >= config.train.steps:
+        raise ConfigError(
+            f"{config.run_dir}: already at step {reached.step} of train.steps={config.train.steps}; nothing is left to train. "
+            "To go on: --set train.steps=N --allow-change train.steps"
+        )
     if _data_come_later(config, after=arguments.after):
         return resolved, world, ()
     try:
@@ -188,8 +194,8 @@ def world_of(config: RunConfig, cluster: ClusterSettings, asked: int | None) -> 
         fixed *= 1 if size == "auto" else size
     shown_sizes = " x ".join(f"layout.{name}={size}" for name, size in sizes.items() if size != 1)
     if asked is None:
-        earlier = read_resolved(config.run_dir) if latest_checkpoint(config.run_dir) else None
-        ranks = earlier.parallel_layout.world_size if earlier and layout.dp == "auto" else fixed
+        goes_on = layout.dp == "auto" and latest_checkpoint(config.run_dir) is not None
+        ranks = read_resolved(config.run_dir).parallel_layout.world_size if goes_on else fixed
         return World(None, next(n for n in range(-(-ranks // full), ranks + 1) if ranks % n == 0))
     if layout.dp == "auto":
         if full * asked % fixed:
@@ -241,8 +247,9 @@ def hand_in(plan: Plan) -> Submitted:
             if numbers:
                 error.args = (f"{error}\nin the queue already: jobs {', '.join(map(str, numbers))}",)
             raise
-        logs += logs_of(job, numbers[-1])
-        append_json_line(job.run_dir / JOBS_NAME, _row(job, numbers[-1], logs[-1]))
+        own_logs = logs_of(job, numbers[-1])
+        logs += own_logs
+        append_json_line(job.run_dir / JOBS_NAME, _row(job, numbers[-1], own_logs[0]))
     return Submitted(job, tuple(numbers), tuple(logs), start)
 
 
@@ -285,6 +292,6 @@ def _tell(submitted: Submitted) -> None:
     ranks = f" x {place.ranks} ranks" if job.task == "train" else ""
     print(f"{what} {words}: {job.name}, {job.task} on {job.cluster.name}, {place.nodes} node(s){ranks}{chain}")
     print(f"log     {shown(submitted.logs[0])}")
-    print("status  pretrain status")
+    print(f"status  {program()} status {shown(job.run_dir)}")
     print(f"follow  tail -F {shown(submitted.logs[0])}")
     print(f"stop    scancel {words}")

@@ -117,21 +117,32 @@ def _say(text: str) -> None:
 
 
 def exit_code(submitted: Submitted) -> int:
-    """How the run ended: by its launcher's last word, else by what Slurm knows of the last job.
+    """How the run ended. A batch script ends with the run's own code; where none came to its end, or later jobs of a chain had
+    nothing to do, the launcher's last word in events.jsonl stands.
 
     Raises Interrupted where the job was cancelled, PretrainError where nobody knows how it ended.
     """
-    if submitted.job.task == "train":
-        rows = read_json_lines(submitted.job.run_dir / EVENTS_FILE)
-        ends = [row for row in rows if row.get("kind") == "launch_ended" and row.get("time", 0) >= submitted.time]
-        if ends and isinstance(ends[-1].get("exit_code"), int):
-            return ends[-1]["exit_code"]
-    found = [end for number in submitted.numbers if (end := ended_job(number)) is not None]
-    begun = [end for end in found if not end[0].startswith("CANCELLED")]
-    if found and not begun:
-        raise Interrupted(f"job {submitted.numbers[0]} was cancelled")
+    last = submitted.numbers[-1]
+    ends = [end for number in submitted.numbers if (end := ended_job(number)) is not None]
+    begun = [end for end in ends if not end[0].startswith("CANCELLED")]
+    if submitted.job.chain is None and begun and begun[-1][0] in ("COMPLETED", "FAILED"):
+        return begun[-1][1]
+    launched = _launchers_word(submitted)
+    if launched is not None:
+        return launched
+    if ends and not begun:
+        raise Interrupted(f"job {last} was cancelled")
     if not begun:
-        raise PretrainError(f"how job {submitted.numbers[-1]} ended is not known to Slurm any more; see its log")
+        raise PretrainError(f"how job {last} ended is not known to Slurm any more; see its log")
     state, code = begun[-1]
-    _say(f"job {submitted.numbers[-1]}: {state.lower()}, exit code {code}")
-    return 0 if state == "COMPLETED" else code or PretrainError.exit_code
+    _say(f"job {last}: {state.lower()}, exit code {code}")
+    return code if state == "COMPLETED" else code or PretrainError.exit_code
+
+
+def _launchers_word(submitted: Submitted) -> int | None:
+    """The exit code of the last launch since the submission; None where there was none, or it left no word."""
+    rows = read_json_lines(submitted.job.run_dir / EVENTS_FILE) if submitted.job.task == "train" else []
+    codes = [
+        row.get("exit_code") for row in rows if row.get("kind") == "launch_ended" and row["time"] >= submitted.time
+    ]
+    return codes[-1] if codes else None

@@ -78,6 +78,7 @@ def test_a_cluster_that_is_not_there_is_told_with_the_nearest(
         ("container: {kind: docker, image: a}", "container.kind must be one of pyxis, apptainer, not 'docker'"),
         ("preflight: {min_disk_gib: -1}", "preflight.min_disk_gib must be a number from 0"),
         ("requeue: chian", "requeue must be one of requeue, chain, never, not 'chian'; did you mean chain?"),
+        ("interface: ib0\nenvironment: {NCCL_SOCKET_IFNAME: ib0}", "interface=ib0 sets GLOO_SOCKET_IFNAME"),
         ("x: !!python/object/apply:os.system [id]", "not readable as YAML"),
     ],
 )  # fmt: skip

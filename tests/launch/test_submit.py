@@ -15,6 +15,7 @@ from launch.cluster_settings import ClusterSettings, load_cluster
 from launch.slurm import environment, options, template
 from launch.slurm_queue import job_environment
 from launch.submit import JOBS_NAME, world_of
+from pretrain.checkpoint.format import CheckpointRef
 from pretrain.config import load_config
 from pretrain.errors import ConfigError
 from pretrain.files import append_json_line, read_json_lines
@@ -67,7 +68,7 @@ def test_a_job_is_submitted_noted_and_told(
     for word in (
         "job 101: small, train on cpus, 2 node(s) x 1 ranks",
         "run/logs/slurm-101.out",
-        "pretrain status",
+        " status run",
         "scancel 101",
     ):
         assert word in out
@@ -213,6 +214,8 @@ def test_an_array_is_submitted_once(config_file: Path, cluster_file: str, slurm:
     chained(cluster_file, "array")
     assert main(["submit", str(config_file), "--cluster", cluster_file]) == 0
     ((argv, _),) = slurm.calls
+    (row,) = read_json_lines(Path("run") / JOBS_NAME)
+    assert row["log"].endswith("slurm-101_1.out")
     assert "--array=1-3%1" in argv and not any(word.startswith("--dependency") for word in argv)
 
 
@@ -331,6 +334,18 @@ def _plain_variables(tmp_path: Path, cluster_file: str) -> dict[str, str]:
     from tests.launch.slurm_jobs import job_on
 
     return environment(job_on(load_cluster(cluster_file), ranks=1))
+
+
+def test_a_run_that_is_done_is_not_queued(
+    config_file: Path,
+    cluster_file: str,
+    slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("launch.submit.latest_checkpoint", lambda run: CheckpointRef.at(run, 100, 1))
+    assert main(["submit", str(config_file), "--cluster", cluster_file, "--set", "layout.dp=2"]) == 2
+    assert "already at step 100 of train.steps=100" in capsys.readouterr().err and not slurm.calls
 
 
 def test_a_jobs_file_with_a_strange_row_is_no_obstacle(config_file: Path, cluster_file: str, slurm: FakeSlurm) -> None:

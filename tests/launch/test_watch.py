@@ -115,6 +115,7 @@ def test_an_array_has_a_log_for_each_of_its_jobs(tmp_path: Path) -> None:
         ("JobState=COMPLETED ExitCode=0:0", 0),
         ("JobState=FAILED ExitCode=3:0", 3),
         ("JobState=FAILED ExitCode=0:9", 137),
+        ("JobState=OUT_OF_MEMORY ExitCode=0:125", 253),
         ("JobState=NODE_FAIL ExitCode=0:0", 70),
     ],
 )
@@ -123,6 +124,19 @@ def test_without_a_launchers_word_slurm_is_asked_how_the_job_ended(
 ) -> None:
     (slurm.folder / "scontrol").write_text(f"JobId=7 JobName=x {words} Comment=a=b\n")
     assert watch(submitted(tmp_path / "run"), sleep=looks()) == code
+
+
+def test_the_batch_scripts_own_end_goes_before_an_older_word_of_a_launcher(
+    slurm: FakeSlurm, tmp_path: Path, looks
+) -> None:
+    """Preempted, queued again, and stopped by preflight; then the same where only the launcher could tell."""
+    run = tmp_path / "run"
+    jobs = submitted(run)
+    ended(run, 75)
+    (slurm.folder / "scontrol").write_text("JobId=7 JobState=FAILED ExitCode=2:0\n")
+    assert watch(jobs, sleep=looks()) == 2
+    (slurm.folder / "scontrol").write_text("JobId=7 JobState=TIMEOUT ExitCode=0:15\n")
+    assert watch(jobs, sleep=looks()) == 75
 
 
 def test_a_job_that_was_cancelled_or_forgotten_is_no_success(slurm: FakeSlurm, tmp_path: Path, looks) -> None:

@@ -1,8 +1,11 @@
 """Tiny runs under slurm/train.sbatch, and what they leave behind."""
 
 import json
+import os
 import random
+import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +96,28 @@ class Training:
                 self.cluster.run(node, ["pkill", f"-{signum}", "-f", "pretrain[.]train"])
             if signum == "STOP":
                 yield
+
+    def ranks(self) -> dict[int, int]:
+        """Processes of the ranks that live, on whatever node, as numbered outside."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"--run\0{self.run_dir}\0".encode() in (folder / "cmdline").read_bytes():
+                    variables = (folder / "environ").read_bytes().split(b"\0")
+                    found |= {int(item[5:]): int(folder.name) for item in variables if item.startswith(b"RANK=")}
+            except OSError:
+                continue
+        return found
+
+    def kill_while_saving(self, rank: int, timeout: float) -> int:
+        """Kills a rank as soon as the next checkpoint's folder is there; the step of the checkpoint."""
+        victim, checkpoints = self.ranks()[rank], self.run_dir / "checkpoints"
+        before, end = set(checkpoints.glob("*/*")), time.monotonic() + timeout
+        while not (begun := set(checkpoints.glob("*/*")) - before):
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.001)
+        os.kill(victim, signal.SIGKILL)
+        return int(begun.pop().parent.name.removeprefix("step-"))
 
     def step(self) -> int:
         """The newest step that was noted; 0 before the first."""

@@ -75,8 +75,8 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
     refusal = refused.submit("--nodes=1")
     with run.stopped():  # Slurm looks for jobs whose time is over twice a minute
         cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=5"])
-        cluster.wait_until(lambda: "USR1: finishing" in run.log.read_text(), 60, "told of the limit", run.said)
-    cluster.wait_until(lambda: cluster.job(number).restarts == 1, 60, "queued again at the time limit", run.said)
+        run.wait_until(lambda: "USR1: finishing" in run.log.read_text(), 60, "told of the limit")
+    run.wait_until(lambda: cluster.job(number).restarts == 1, 60, "queued again at the time limit")
     cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=60"])
     limit = run.step()
     assert cluster.wait_for(refusal, "FAILED", timeout=START_S).exit_code == 2, refused.said()
@@ -87,7 +87,7 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
     time.sleep(draw.uniform(0, 0.5))  # any phase of a step
     before = max(step for step, _ in run.committed())
     cluster.kill_node(node := draw.choice(nodes_of(cluster.job(number))))
-    cluster.wait_until(lambda: cluster.job(number).restarts == 2, 60, f"queued again without {node}", run.said)
+    run.wait_until(lambda: cluster.job(number).restarts == 2, 60, f"queued again without {node}")
     killed = run.step()
 
     run.wait_for_step(killed + 1, START_S)
@@ -95,7 +95,7 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
     saving = run.kill_while_saving(rank, START_S)
     run.wait_for_step(saving + 2, START_S)
     urgent = cluster.submit("#!/bin/bash\n", "-N2", "--partition=urgent", "--output=/dev/null", folder=folder)
-    cluster.wait_until(lambda: cluster.job(number).restarts == 3, 60, "queued again for an urgent job", run.said)
+    run.wait_until(lambda: cluster.job(number).restarts == 3, 60, "queued again for an urgent job")
     preempted = run.step()
     cluster.wait_for(urgent, "COMPLETED", timeout=60)
 
@@ -122,8 +122,8 @@ def test_a_node_that_was_cut_off_commits_nothing_and_the_job_goes_on_elsewhere(c
         before = run.committed()
         cluster.cut_off(node)
         attempts = run.run_dir / "attempts.jsonl"
-        cluster.wait_until(lambda: len(read_json_lines(attempts)) == 2, START_S, "the next start", run.said)
-    cluster.wait_until(lambda: "(1) stops without saving" in run.log.read_text(), START_S, "fenced out", run.said)
+        run.wait_until(lambda: len(read_json_lines(attempts)) == 2, START_S, "the next start")
+    run.wait_until(lambda: "(1) stops without saving" in run.log.read_text(), START_S, "fenced out")
     done = cluster.wait_for(number, "COMPLETED", "FAILED", timeout=START_S)
     cluster.reconnect(node)
     cluster.wait_for_nodes("idle", [node], timeout=60)

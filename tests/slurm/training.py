@@ -6,7 +6,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Training:
         self.run_dir = folder / name
         self.config = folder / f"{name}.yaml"
         self.config.write_text(CONFIG.format(folder=folder, name=name, stages=nodes, steps=steps, interval=interval))
+        self.number = 0
         self.log = Path()
 
     def submit(self, *options: str, env: Mapping[str, str] | None = None, overrides: tuple[str, ...] = ()) -> int:
@@ -76,17 +77,23 @@ class Training:
         ]
         done = self.cluster.run(CONTROLLER, [*argv, *overrides], env={**given, **(env or {})}, cwd=self.folder)
         assert done.returncode == 0, done.stderr
-        number = int(done.stdout.strip())
-        self.log = self.folder / f"slurm-{number}.out"
-        return number
+        self.number = int(done.stdout.strip())
+        self.log = self.folder / f"slurm-{self.number}.out"
+        return self.number
+
+    def wait_until(self, reached: Callable[[], bool], timeout: float, what: str) -> None:
+        """Waits for something of the running job. Fails with its log, at once where the job has failed."""
+
+        def looked() -> bool:
+            found = reached()
+            assert found or self.cluster.job(self.number).state != "FAILED", f"no {what}: {self.said()}"
+            return found
+
+        self.cluster.wait_until(looked, timeout, what, self.said)
 
     def wait_for_step(self, step: int, timeout: float) -> None:
-        """Until a step is noted. Raises ClusterFailed with the log."""
-        self.cluster.wait_until(lambda: self.step() >= step, timeout, f"step {step}", self.said)
-
-    def wait_for_event(self, kind: str, count: int, timeout: float) -> None:
-        """Until there are so many events of a kind."""
-        self.cluster.wait_until(lambda: len(self.events(kind)) >= count, timeout, f"{count} x {kind}", self.said)
+        """Until a step is noted."""
+        self.wait_until(lambda: self.step() >= step, timeout, f"step {step}")
 
     @contextmanager
     def stopped(self) -> Iterator[None]:

@@ -69,7 +69,7 @@ class Training:
         argv = [
             "sbatch",
             "--parsable",
-            "--nodes=2",
+            f"--nodes={self.nodes}",
             f"--chdir={self.folder}",
             *options,
             str(TEMPLATE),

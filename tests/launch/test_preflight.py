@@ -10,6 +10,13 @@ from launch import preflight
 from launch.preflight import Meeting, code_hash, facts_of, measure
 
 
+SMALL = """
+model: {d_model: 64, num_layers: 2, num_heads: 4, d_ff: 128}
+data: {dir: d, sequence_length: 8}
+train: {steps: 10, global_batch_tokens: 64, micro_batch_sequences: 1}
+"""
+
+
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(preflight, "ARRIVE_S", 0.3)
@@ -35,9 +42,7 @@ def test_a_single_node_measures_nothing() -> None:
 
 def test_a_node_tells_what_it_has_and_a_config_that_it_refuses(tmp_path: Path) -> None:
     config = tmp_path / "small.yaml"
-    config.write_text(
-        "model: {d_model: 64, num_layers: 2, num_heads: 4, d_ff: 128}\ndata: {dir: d, sequence_length: 8}\n"
-    )
+    config.write_text(SMALL)
 
     def told(*overrides: str) -> preflight.NodeReport:
         arguments = argparse.Namespace(config=str(config), overrides=list(overrides))

@@ -9,7 +9,6 @@ import pytest
 from launch import preflight
 from launch.preflight import Meeting, code_hash, facts_of, measure
 
-
 SMALL = """
 model: {d_model: 64, num_layers: 2, num_heads: 4, d_ff: 128}
 data: {dir: d, sequence_length: 8}

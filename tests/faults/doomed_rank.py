@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import train
+from pretrain.guard.fault_file import leave
 
 
 def doom(phase: str, step: int, calls: int, note: Path) -> None:
@@ -44,4 +45,4 @@ if __name__ == "__main__":
     run_dir, generation = Path(sys.argv[sys.argv.index("--run") + 1]), sys.argv[sys.argv.index("--generation") + 1]
     if os.environ["RANK"] == rank and generation == "1":
         doom(phase, int(step), int(calls), run_dir / "died-in")
-    sys.exit(train.main())
+    leave(train.main())

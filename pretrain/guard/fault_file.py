@@ -118,8 +118,11 @@ def run_rank(work: Callable[[], None], run_dir: Path, generation: int, rank: int
 
 
 def leave(exit_code: int) -> NoReturn:
-    """Ends the process at once. The interpreter's own way takes torch and DeepSpeed apart for a second, while peers of a dead rank
-    are waited for and a preempted job's time runs; all that has to be closed was closed before."""
+    """Ends the process at once; what has to be closed was closed before.
+
+    The interpreter's own way takes torch and DeepSpeed apart for a second, while peers of a dead rank are waited for, and
+    the time of a preempted job runs.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -1,6 +1,7 @@
 """A Ray cluster inside one Slurm job, for `pretrain prepare`: what slurm/prepare.sbatch starts on its nodes, and asks.
 
-    python -m launch.ray_cluster address               host and port of the head, from the node that it will run on
+    python -m launch.ray_cluster begin -- CONFIG [--set FIELD=VALUE ...]
+                                                       host and port of the head, which will run here; or what is wrong already
     python -m launch.ray_cluster head --address A      one of them on each node, in the foreground, until it is told to end
     python -m launch.ray_cluster worker --address A
     python -m launch.ray_cluster driver --address A --nodes NODE ... -- CONFIG [--set FIELD=VALUE ...]
@@ -26,7 +27,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -35,6 +36,7 @@ from typing import Any, Literal, NoReturn
 
 from launch.cli import build_parser, exit_code_of
 from launch.own_address import CannotHold, address_of_node, start_held_to
+from pretrain.config import RunConfig, load_config
 from pretrain.errors import CheckpointError, ConfigError, DataError, Interrupted, Preempted, RankFault, StorageError
 from pretrain.files import append_json_line, read_json_lines, told_as_storage_error
 from pretrain.metrics.jsonl import EVENTS_FILE
@@ -49,6 +51,7 @@ SOCKET_PATH_BYTES = 107
 _SESSION = "/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
 """What Ray puts behind its folder for the longest of them."""
 _TOLD_LINES = 15
+_STOPS = (signal.SIGUSR1, signal.SIGTERM)
 _FINAL = {error.exit_code for error in (ConfigError, DataError, CheckpointError, StorageError, Interrupted)}
 """Exit codes that the same command would end with again."""
 
@@ -107,12 +110,13 @@ def ray_command(role: Role, address: str, own: str, name: str, cores: int, folde
     """
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={own}"]
     if role == "head":
-        command += ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
+        command += ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false", "--no-monitor"]
     else:
         command += [f"--address={address}"]
     return [
         *command, f"--node-name={name}", f"--num-cpus={cores}", "--num-gpus=0", f"--object-store-memory={OBJECT_STORE_BYTES}",
         "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0", "--disable-usage-stats",
+        "--include-log-monitor=false",
         f"--temp-dir={folder}",
     ]  # fmt: skip
 
@@ -207,7 +211,7 @@ def _start(
 def _passed_on(
     signals: Mapping[signal.Signals, signal.Signals], process: "subprocess.Popen[Any]"
 ) -> Iterator[list[int]]:
-    """Within it signals are handed on to a process, afterwards ignored; the list grows by each that came."""
+    """Within it signals are handed on to a process, and ignored afterwards; the list grows by each that came."""
     came: list[int] = []
 
     def hand_on(number: int, _: object) -> None:
@@ -217,20 +221,15 @@ def _passed_on(
     for number in signals:
         signal.signal(number, hand_on)
     yield came
-    for number in signals:  # said again while the interpreter ends, one would kill it
-        signal.signal(number, signal.SIG_IGN)
+    _ignore(signals)
 
 
 def prepare(address: str, nodes: Sequence[str], arguments: Sequence[str]) -> int:
-    """`pretrain prepare` on a cluster that is being started. What needs no cluster to be told is told before it is waited for."""
+    """`pretrain prepare` on a cluster that is being started, or at once where nothing is left to do."""
     _stop_on_signals()
     from data_prep.folder import finished_manifest
-    from launch.commands import check_preparation
-    from pretrain.config import load_config
 
-    chosen = build_parser().parse_args(["prepare", *arguments, "--backend", "ray", "--address", address])
-    config = load_config(chosen.config, chosen.overrides)
-    check_preparation(config)
+    chosen, config = _understood([*arguments, "--backend", "ray", "--address", address])
     if finished_manifest(config.data) is not None:
         return chosen.handler(chosen) or 0
     from data_prep.ray_tasks import all_nodes
@@ -242,14 +241,20 @@ def prepare(address: str, nodes: Sequence[str], arguments: Sequence[str]) -> int
 
 
 def _stop_on_signals() -> None:
-    for number in (signal.SIGUSR1, signal.SIGTERM):
+    for number in _STOPS:
         signal.signal(number, _stop)
 
 
 def _stop(*_: object) -> NoReturn:
-    for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for number in _STOPS:
+        signal.signal(number, lambda *_: None)  # one that came with this one may still be told
     raise Preempted("told to stop; finished tasks are kept, and the same command goes on from there")
+
+
+def _ignore(signals: Iterable[signal.Signals]) -> None:
+    """Said again while the interpreter ends, a signal that has a handler would kill it."""
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
 
 
 # what comes next
@@ -323,10 +328,8 @@ def ended(code: int, asked: bool, arguments: Sequence[str]) -> int:
 def _events_and_finished(arguments: Sequence[str]) -> tuple[Path, int]:
     """The file of the run's events, and how many tasks of its preparation are finished."""
     from data_prep.folder import RECORDS_NAME
-    from pretrain.config import load_config
 
-    chosen = build_parser().parse_args(["prepare", *arguments])
-    config = load_config(chosen.config, chosen.overrides)
+    _, config = _understood(arguments)
     run_dir = Path(os.environ.get("PRETRAIN_RUN_DIR") or config.run_dir)
     return run_dir / EVENTS_FILE, sum(1 for _ in (config.data.folder / RECORDS_NAME).glob("*/*.npz"))
 
@@ -338,18 +341,33 @@ def _job() -> tuple[int, int]:
     raise ConfigError("SLURM_JOB_ID is not set: this runs inside a job of slurm/prepare.sbatch")
 
 
-def head_address() -> str:
-    """`host:port` of the head of this job's cluster, on whose node this runs. Raises ConfigError, also for too deep a scratch."""
+def begin(arguments: Sequence[str]) -> str:
+    """`host:port` of the head of this job's cluster, on whose node this runs.
+
+    Raises ConfigError or DataError for all that can be told before there is a cluster.
+    """
+    from data_prep.folder import finished_manifest
+    from launch.commands import check_preparation
+
     job, restart = _job()
     ray_folder(os.environ.get("PRETRAIN_SCRATCH"), job)
+    _, config = _understood(arguments)
+    check_preparation(config)
+    finished_manifest(config.data)
     return f"{_own_address()}:{port_of(job, restart)}"
+
+
+def _understood(arguments: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
+    """The command line of `pretrain prepare`, and its config. Raises ConfigError."""
+    chosen = build_parser().parse_args(["prepare", *arguments])
+    return chosen, load_config(chosen.config, chosen.overrides)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """One of the commands above."""
     parser = argparse.ArgumentParser(prog="python -m launch.ray_cluster", description="Ray inside a Slurm job.")
     roles = parser.add_subparsers(dest="role", required=True)
-    roles.add_parser("address")
+    roles.add_parser("begin")
     for role in ("head", "worker", "driver", "prepare"):
         added = roles.add_parser(role)
         added.add_argument("--address", required=True)
@@ -365,13 +383,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         match chosen.role:
-            case "address":
-                print(head_address())
+            case "begin":
+                print(begin(rest))
                 return 0
             case "driver":
                 return run_driver(chosen.address, chosen.nodes, rest)
             case "prepare":
-                return prepare(chosen.address, chosen.nodes, rest)
+                try:
+                    return prepare(chosen.address, chosen.nodes, rest)
+                finally:
+                    _ignore(_STOPS)
             case "ended":
                 return ended(chosen.code, chosen.asked, rest)
             case role:

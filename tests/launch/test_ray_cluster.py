@@ -24,6 +24,12 @@ def in_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def to_prepare(config_file: Path) -> list[str]:
+    """The config with something to prepare."""
+    corpus = {"data.prepare": "{corpus: {source: text, paths: [/etc]}}", "data.dir": str(config_file.parent / "new")}
+    return [str(config_file), *(word for field, value in corpus.items() for word in ("--set", f"{field}={value}"))]
+
+
 def test_nodes_of_a_cluster_have_their_own_address_and_no_secret_on_the_command_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -105,6 +111,20 @@ def test_a_wrong_config_stops_the_job_with_the_drivers_code(in_a_job: None, caps
     assert said.out == "stop 2\n" and "no-such.yaml" in said.err
 
 
+def test_what_needs_no_cluster_to_be_told_is_told_before_there_is_one(
+    in_a_job: None, config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PRETRAIN_INTERFACE", "lo")
+    given = to_prepare(config_file)
+    assert main(["begin", "--", *given]) == 0
+    assert capsys.readouterr().out == f"127.0.0.1:{port_of(7, 0)}\n"
+    assert main(["begin", "--", *given, "--set", "data.sequence_lenght=3"]) == 2
+    assert main(["begin", "--", *given, "--set", f"data.dir={config_file.parent}"]) == 3
+    monkeypatch.setenv("PRETRAIN_SCRATCH", "/" + 90 * "s")
+    assert main(["begin", "--", *given]) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_of_what_ray_said_the_errors_are_told() -> None:
     assert last_words("fine\n\n12:00 ERR it broke\nfine\n") == ["12:00 ERR it broke"]
     assert last_words("one\ntwo\n\n") == ["one", "two"]
@@ -112,12 +132,10 @@ def test_of_what_ray_said_the_errors_are_told() -> None:
 
 def test_a_driver_that_is_told_to_stop_ends_as_preempted(config_file: Path) -> None:
     """While it waits for nodes that never come; started deaf to the signal, as in a job."""
-    prepare = {"data.prepare": "{corpus: {source: text, paths: [/etc]}}", "data.dir": str(config_file.parent / "new")}
-    given = [word for field, value in prepare.items() for word in ("--set", f"{field}={value}")]
     own = [sys.executable, "-m", "launch.ray_cluster", "prepare", "--address", "127.0.0.1:9", "--nodes", "n1", "--"]
     deaf = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        driver = subprocess.Popen([*own, config_file, *given], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        driver = subprocess.Popen([*own, *to_prepare(config_file)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     finally:
         signal.signal(signal.SIGUSR1, deaf)
     with driver:

@@ -7,13 +7,12 @@
     python -m launch.ray_cluster driver --address A --nodes NODE ... -- CONFIG [--set FIELD=VALUE ...]
     python -m launch.ray_cluster ended --code N [--asked] -- CONFIG [--set FIELD=VALUE ...]
 
-The cluster is the job's alone: a token of its own (RAY_AUTH_TOKEN, which the script makes), no dashboard, no usage reports, no
-server for clients from outside; every server listens on one address of its node, that of PRETRAIN_INTERFACE or the one that the
-node's name resolves to (`launch.own_address`). Ray's files lie in a folder of the job's own, and go with it.
+The cluster is the job's alone: a token of its own (RAY_AUTH_TOKEN, which the script makes), no dashboard, no usage reports; every
+server listens on one address of its node, that of PRETRAIN_INTERFACE or the one that the node's name resolves to
+(`launch.own_address`). Ray's files lie in a folder of the job's own, and go with it where it ends well.
 
 A worker that dies costs only what it was at: Ray gives that to others. Without the head nothing goes on, and the job starts anew;
-finished tasks are kept. `ended` says what the job does next, in one line (`requeue CODE` or `stop CODE`), and why, on stderr and
-as a row of kind `preparation` in the run's events.jsonl, by which faults are counted.
+finished tasks are kept. `ended` says what the job does next, in one line (`requeue CODE` or `stop CODE`; `launch.ray_endings`).
 
 Not taken: `ray symmetric-run` (it ends with 0 where `ray start` failed, and waits no longer than 30 s for nodes), `ray up`
 (autoscaler, needs ssh).
@@ -26,20 +25,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from launch.cli import build_parser, exit_code_of
+from launch.cli import exit_code_of
 from launch.own_address import CannotHold, address_of_node, start_held_to
-from pretrain.config import RunConfig, load_config
-from pretrain.errors import CheckpointError, ConfigError, DataError, Interrupted, Preempted, RankFault, StorageError
-from pretrain.files import append_json_line, read_json_lines, told_as_storage_error
-from pretrain.metrics.jsonl import EVENTS_FILE
+from launch.ray_endings import ended, job_and_restart, understood
+from pretrain.errors import ConfigError, Preempted, RankFault
+from pretrain.files import told_as_storage_error
 
 START_S = 240.0
 """All nodes have joined by then, or the job is given back. Ray comes up in 10 s, or in minutes where a file system is busy."""
@@ -52,9 +48,6 @@ _SESSION = "/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
 """What Ray puts behind its folder for the longest of them."""
 _TOLD_LINES = 15
 _STOPS = (signal.SIGUSR1, signal.SIGTERM)
-_FINAL = {error.exit_code for error in (ConfigError, DataError, CheckpointError, StorageError, Interrupted)}
-"""Exit codes that the same command would end with again."""
-
 Role = Literal["head", "worker"]
 
 
@@ -111,6 +104,10 @@ def ray_command(role: Role, address: str, own: str, name: str, cores: int, folde
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={own}"]
     if role == "head":
         command += ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false", "--no-monitor"]
+        if (
+            find_spec("grpc") is not None
+        ):  # ray[client]: its server cannot be left out, but moved from the port that all share
+            command += [f"--ray-client-server-port={int(address.rpartition(':')[2]) + 1}"]
     else:
         command += [f"--address={address}"]
     return [
@@ -146,7 +143,7 @@ def run_node(role: Role, address: str) -> int:
         raise ConfigError(f"ray is not installed on {_here()}; pip install ray")
     own, cores = _own_address(), cores_of_node(os.environ)
     environment = ray_environment(os.environ)
-    folder = ray_folder(os.environ.get("PRETRAIN_SCRATCH"), _job()[0])
+    folder = ray_folder(os.environ.get("PRETRAIN_SCRATCH"), job_and_restart()[0])
     _new_folder(folder)
     said = folder / "said"
     with said.open("wb") as output:
@@ -229,7 +226,7 @@ def prepare(address: str, nodes: Sequence[str], arguments: Sequence[str]) -> int
     _stop_on_signals()
     from data_prep.folder import finished_manifest
 
-    chosen, config = _understood([*arguments, "--backend", "ray", "--address", address])
+    chosen, config = understood([*arguments, "--backend", "ray", "--address", address])
     if finished_manifest(config.data) is not None:
         return chosen.handler(chosen) or 0
     from data_prep.ray_tasks import all_nodes
@@ -257,90 +254,6 @@ def _ignore(signals: Iterable[signal.Signals]) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-# what comes next
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What the job does after the preparation has ended."""
-
-    action: Literal["requeue", "stop"]
-    exit_code: int
-    message: str
-    faults: int = 0
-    """In a row, without a newly finished task, this one included."""
-
-
-def decide(code: int, asked: bool, policy: str, faults: int, max_faults: int) -> Decision:
-    """What to do after the driver has ended.
-
-    Args:
-        code: of the driver, or what srun made of it.
-        asked: the job was told to give its nodes back.
-        policy: PRETRAIN_REQUEUE.
-        faults: in a row before this one, without a newly finished task.
-        max_faults: how many of them a job may have.
-    """
-    if code == 0 or code in _FINAL:
-        return Decision("stop", code, "done" if code == 0 else "stops: it would end the same way again")
-    if asked or code == Preempted.exit_code:
-        return _again(Decision("requeue", Preempted.exit_code, "preempted"), policy)
-    told = f"fault {faults + 1} of {max_faults} without a newly finished task (exit code {code})"
-    if faults + 1 > max_faults:
-        return Decision("stop", RankFault.exit_code, f"given up, {told}", faults + 1)
-    return _again(Decision("requeue", RankFault.exit_code, told, faults + 1), policy)
-
-
-def _again(decision: Decision, policy: str) -> Decision:
-    if policy == "requeue":
-        return Decision("requeue", decision.exit_code, f"to be queued again: {decision.message}", decision.faults)
-    return Decision("stop", decision.exit_code, f"ends, to be submitted again: {decision.message}", decision.faults)
-
-
-def ended(code: int, asked: bool, arguments: Sequence[str]) -> int:
-    """Prints what the job does next, and notes why. Raises nothing: a job that cannot note it stops with the driver's code."""
-    policy, limit = os.environ.get("PRETRAIN_REQUEUE") or "requeue", os.environ.get("PRETRAIN_MAX_FAULTS") or "3"
-    try:
-        events, finished = _events_and_finished(arguments)
-        before = [row for row in read_json_lines(events) if row.get("kind") == "preparation"][-1:]
-        row = before[0] if before and before[0].get("finished") == finished else {}
-        decision = decide(code, asked, policy, int(row.get("faults", 0)), int(limit))
-        job, restart = _job()
-        note = {"exit_code": decision.exit_code, "faults": decision.faults, "finished": finished}
-        append_json_line(
-            events,
-            {
-                "kind": "preparation",
-                "message": decision.message,
-                **note,
-                "job": job,
-                "restart": restart,
-                "time": time.time(),
-            },
-        )
-    except (ConfigError, DataError, StorageError, OSError, ValueError) as error:
-        decision = Decision("stop", code, f"stops, for what comes next cannot be noted: {error}")
-    print(f"job {os.environ.get('SLURM_JOB_ID')}: {decision.message}", file=sys.stderr, flush=True)
-    print(decision.action, decision.exit_code)
-    return 0
-
-
-def _events_and_finished(arguments: Sequence[str]) -> tuple[Path, int]:
-    """The file of the run's events, and how many tasks of its preparation are finished."""
-    from data_prep.folder import RECORDS_NAME
-
-    _, config = _understood(arguments)
-    run_dir = Path(os.environ.get("PRETRAIN_RUN_DIR") or config.run_dir)
-    return run_dir / EVENTS_FILE, sum(1 for _ in (config.data.folder / RECORDS_NAME).glob("*/*.npz"))
-
-
-def _job() -> tuple[int, int]:
-    """(number, restarts) of the Slurm job. Raises ConfigError outside of one."""
-    with suppress(KeyError, ValueError):
-        return int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    raise ConfigError("SLURM_JOB_ID is not set: this runs inside a job of slurm/prepare.sbatch")
-
-
 def begin(arguments: Sequence[str]) -> str:
     """`host:port` of the head of this job's cluster, on whose node this runs.
 
@@ -349,18 +262,12 @@ def begin(arguments: Sequence[str]) -> str:
     from data_prep.folder import finished_manifest
     from launch.commands import check_preparation
 
-    job, restart = _job()
+    job, restart = job_and_restart()
     ray_folder(os.environ.get("PRETRAIN_SCRATCH"), job)
-    _, config = _understood(arguments)
+    _, config = understood(arguments)
     check_preparation(config)
     finished_manifest(config.data)
     return f"{_own_address()}:{port_of(job, restart)}"
-
-
-def _understood(arguments: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
-    """The command line of `pretrain prepare`, and its config. Raises ConfigError."""
-    chosen = build_parser().parse_args(["prepare", *arguments])
-    return chosen, load_config(chosen.config, chosen.overrides)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

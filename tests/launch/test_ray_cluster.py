@@ -1,6 +1,5 @@
-"""Ray inside a Slurm job: command lines, folders, what comes after a fault, and a driver that is told to stop."""
+"""Ray inside a Slurm job: command lines, folders, what is told before, and a driver that is told to stop."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.ray_cluster import Decision, decide, last_words, main, port_of, ray_command, ray_environment, ray_folder
+from launch.ray_cluster import last_words, main, port_of, ray_command, ray_environment, ray_folder
 from pretrain.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -61,54 +60,6 @@ def test_a_scratch_too_deep_for_sockets_is_refused() -> None:
     ray_folder(longest, 12345678)
     with pytest.raises(ConfigError, match=r"^PRETRAIN_SCRATCH=/s+: Ray's sockets .* 1 bytes too long"):
         ray_folder(longest + "s", 12345678)
-
-
-@pytest.mark.parametrize(
-    ("code", "asked", "policy", "faults", "expected"),
-    [
-        (0, True, "requeue", 0, ("stop", 0)),
-        (2, True, "requeue", 0, ("stop", 2)),
-        (3, False, "requeue", 0, ("stop", 3)),
-        (5, False, "requeue", 0, ("stop", 5)),
-        (75, False, "requeue", 3, ("requeue", 75)),
-        (137, True, "requeue", 3, ("requeue", 75)),
-        (75, True, "chain", 0, ("stop", 75)),
-        (70, False, "requeue", 2, ("requeue", 70)),
-        (1, False, "requeue", 2, ("requeue", 70)),
-        (70, False, "requeue", 3, ("stop", 70)),
-        (70, False, "never", 0, ("stop", 70)),
-    ],
-)
-def test_what_comes_after_the_driver(
-    code: int, asked: bool, policy: str, faults: int, expected: tuple[str, int]
-) -> None:
-    decision: Decision = decide(code, asked, policy, faults, max_faults=3)
-    assert (decision.action, decision.exit_code) == expected
-
-
-def test_faults_are_counted_until_a_task_is_finished(
-    in_a_job: None, config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PRETRAIN_MAX_FAULTS", "2")
-    records = config_file.parent / "data" / "records" / "ab"
-    records.mkdir(parents=True)
-
-    def after_a_fault() -> str:
-        assert main(["ended", "--code", "70", "--", str(config_file)]) == 0
-        return capsys.readouterr().out
-
-    assert [after_a_fault(), after_a_fault()] == 2 * ["requeue 70\n"]
-    (records / "ab12.npz").touch()
-    assert [after_a_fault() for _ in range(3)] == ["requeue 70\n", "requeue 70\n", "stop 70\n"]
-    rows = [json.loads(line) for line in (config_file.parent / "run" / "events.jsonl").read_text().splitlines()]
-    assert [row["faults"] for row in rows] == [1, 2, 1, 2, 3]
-    assert {(row["kind"], row["job"], row["restart"]) for row in rows} == {("preparation", 7, 0)}
-
-
-def test_a_wrong_config_stops_the_job_with_the_drivers_code(in_a_job: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ended", "--code", "2", "--", "no-such.yaml"]) == 0
-    said = capsys.readouterr()
-    assert said.out == "stop 2\n" and "no-such.yaml" in said.err
 
 
 def test_what_needs_no_cluster_to_be_told_is_told_before_there_is_one(

@@ -164,14 +164,16 @@ def report(arguments: Namespace) -> None:
 
 def list_checkpoints(arguments: Namespace) -> None:
     """`pretrain checkpoint list`."""
-    from pretrain.checkpoint.format import committed_checkpoints
+    from pretrain.checkpoint.format import committed_checkpoints, fenced_checkpoints
 
-    refs = committed_checkpoints(run_folder(arguments.run))
+    run_dir = run_folder(arguments.run)
+    refs, late = committed_checkpoints(run_dir), fenced_checkpoints(run_dir)
     if not refs:
         print("no committed checkpoint")
-    for ref in refs:
+    for ref in (*refs, *late):
         size = sum(file.stat().st_size for file in ref.path.iterdir() if file.is_file())
-        print(f"step {ref.step:>10,}  generation {ref.generation:>3}  {size / 1e6:>10,.1f} MB  {ref.path}")
+        told = "  does not count: a later launch had begun" if ref in late else ""
+        print(f"step {ref.step:>10,}  generation {ref.generation:>3}  {size / 1e6:>10,.1f} MB  {ref.path}{told}")
 
 
 def verify_checkpoints(arguments: Namespace) -> None:

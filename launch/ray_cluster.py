@@ -34,6 +34,7 @@ from typing import Any, Literal, NoReturn
 from launch.cli import exit_code_of
 from launch.own_address import CannotHold, address_of_node, start_held_to
 from launch.ray_endings import ended, job_and_restart, understood
+from launch.slurm_job import port_of
 from pretrain.errors import ConfigError, Preempted, RankFault
 from pretrain.files import told_as_storage_error
 
@@ -41,6 +42,8 @@ START_S = 240.0
 """All nodes have joined by then, or the job is given back. Ray comes up in 10 s, or in minutes where a file system is busy."""
 OBJECT_STORE_BYTES = 128 << 20
 """As data_prep.ray_tasks: settings and hashes."""
+PORT_SLOT = 2
+"""Which of a job's ports is the head's; the next is that of Ray's server for clients."""
 TOKEN, AUTH_MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"
 SOCKET_PATH_BYTES = 107
 """Of a Unix socket's name, a limit of Linux."""
@@ -60,11 +63,6 @@ def _here() -> str:
 
 def _own_address() -> str:
     return address_of_node(_here(), os.environ.get("PRETRAIN_INTERFACE"))
-
-
-def port_of(job: int, restart: int) -> int:
-    """The head's port at a start of a job: below Linux's ephemeral ports, another one at each restart."""
-    return 20_000 + 10 * ((job + 331 * restart) % 1_000) + 2
 
 
 def ray_folder(scratch: str | None, job: int) -> Path:
@@ -267,7 +265,7 @@ def begin(arguments: Sequence[str]) -> str:
     _, config = understood(arguments)
     check_preparation(config)
     finished_manifest(config.data)
-    return f"{_own_address()}:{port_of(job, restart)}"
+    return f"{_own_address()}:{port_of(job, restart, PORT_SLOT)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

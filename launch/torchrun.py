@@ -7,7 +7,6 @@ ranks. All that can be said without torch is said before torch is imported, and 
 import os
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from launch.endings import error_of
 from launch.lock import only_launcher
 from launch.machine import this_machine
 from launch.ranks import Nodes, RankJob, run_ranks
+from launch.registry import Attempt, register
 from launch.shard_agent import localized, shard_agent
 from pretrain.checkpoint.format import (
     DamagedFile,
@@ -25,21 +25,18 @@ from pretrain.checkpoint.format import (
     read_marker,
     read_metadata,
 )
-from pretrain.config import RESOLVED_NAME, RunConfig, read_resolved, write_resolved
+from pretrain.config import RESOLVED_NAME, RunConfig, read_resolved
 from pretrain.data.cache_settings import CacheSettings
 from pretrain.data.folder_check import check_files, check_tokenizer
 from pretrain.data.follow import wait_for_manifest
 from pretrain.data.plan import build_plan, check_epochs, check_weights
 from pretrain.data.token_shards import Manifest, read_token_bytes
 from pretrain.errors import DataError
-from pretrain.files import append_json_line, hash_bytes, read_json_lines
 from pretrain.guard.fault_file import read_faults
-from pretrain.metrics.facts import collect_facts, redact
 from pretrain.resolve import Machine, World, check_resume, resolve
 from pretrain.rules import check_config
 from pretrain.site_rules import Disk, Prepared, Site, check_data, check_disk, check_site
 
-ATTEMPTS_NAME = "attempts.jsonl"
 TRAIN_COMMAND = (sys.executable, "-m", "pretrain.train")
 
 _MALLOC_KEEP_BYTES = str(8 << 30)
@@ -108,7 +105,7 @@ def _run(config: RunConfig, address: str, launch: Launch) -> Trained:
                 f"{run_dir}: already at step {reached.step} of {checked.config.train.steps}; nothing is left to train"
             )
             return Trained(checked.config, by_this_launch=False)
-        generation = register(checked, launch.nodes) if first else 0
+        generation = register(_attempt(checked, launch.nodes)) if first else 0
         with shard_agent(checked.config, address):
             ended = run_ranks(_job(checked.config, launch, generation, checked.machine))
         error = error_of(ended, read_faults(run_dir, ended.generation), run_dir, launch.again)
@@ -126,10 +123,13 @@ def _check_checkpoint(config: RunConfig) -> None:
         check_same_model(read_metadata(newest, read_marker(newest)), config.model.model_dump(mode="json"))
 
 
-def check(config: RunConfig, launch: Launch | None = None) -> CheckedRun:
-    """Fills in `auto` and judges every rule; writes nothing. Raises the error of the first stage that does not hold."""
+def check(config: RunConfig, launch: Launch | None = None, machine: Machine | None = None) -> CheckedRun:
+    """Fills in `auto` and judges every rule; writes nothing. Raises the error of the first stage that does not hold.
+
+    `machine`: what the ranks will run on; None: this one.
+    """
     launch = launch or Launch()
-    machine = this_machine()
+    machine = machine or this_machine()
     before, earlier = _before(config), _earlier(config)
     early = check_before_data(config, launch, machine)
     manifest = wait_for_manifest(early.data, print)
@@ -209,36 +209,8 @@ def free_bytes(run_dir: Path) -> int:
     return shutil.disk_usage(place).free + held
 
 
-def register(checked: CheckedRun, nodes: Nodes) -> int:
-    """Notes the launch in the run's folder before any rank starts; returns its generation, 1 for the first launch."""
-    config = checked.config
-    run_dir = config.run_dir
-    rows = read_json_lines(run_dir / ATTEMPTS_NAME)
-    generation = 1 + max((row["generation"] for row in rows if isinstance(row.get("generation"), int)), default=0)
-    layout = config.parallel_layout
-    facts = collect_facts(
-        layout={**layout.sizes(), "zero_stage": config.layout.zero_stage},
-        seed=config.run.seed,
-        precision=config.train.precision,
-        device=config.train.device,
-        manifest_hash=checked.manifest.hash,
-        tokenizer_hash=checked.manifest.tokenizer_hash,
-    )
-    write_resolved(config, run_dir)
-    row = {
-        "generation": generation,
-        "attempt": generation,
-        "time": round(time.time(), 3),
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "nodes": nodes.count,
-        "ranks": layout.world_size,
-        **facts,
-        "changes": checked.changes,
-        "allowed": list(checked.allowed),
-        "config_hash": hash_bytes((run_dir / RESOLVED_NAME).read_bytes()),
-    }
-    append_json_line(run_dir / ATTEMPTS_NAME, redact(row))
-    return generation
+def _attempt(checked: CheckedRun, nodes: Nodes) -> Attempt:
+    return Attempt(checked.config, checked.manifest, checked.changes, checked.allowed, nodes.count)
 
 
 def _job(config: RunConfig, launch: Launch, generation: int, machine: Machine) -> RankJob:

@@ -7,7 +7,6 @@ neither. Every complaint is collected, one line each, so that a config is mended
 
 import difflib
 import math
-import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -19,11 +18,12 @@ from pydantic.fields import FieldInfo
 
 from pretrain.config_source import Document, KeyPath
 from pretrain.errors import ConfigError
-from pretrain.settings import Settings
+from pretrain.settings import Allowed, Settings
 
 Part = TypeVar("Part", bound=Settings)
-_OWN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_OWN_NAME_WORDS = "a name of small letters, digits, dashes and underscores: it names folders and metrics"
+_OWN_NAME = Allowed(
+    "[a-z0-9][a-z0-9_-]{0,63}", "of small letters, digits, dashes and underscores: it names folders and metrics"
+)
 Complaint = tuple[KeyPath, str]
 
 
@@ -91,11 +91,13 @@ def _check_items(annotation: Any, items: Sequence[Any], path: KeyPath, root: typ
 
 def _check_names(annotation: Any, tree: dict[str, Any], path: KeyPath, root: type[Settings]) -> Iterator[Complaint]:
     """A mapping whose keys are the user's own names."""
+    of_name, of_value = get_args(annotation)
+    allowed = next((bound for bound in _unwrapped(of_name, ())[1] if isinstance(bound, Allowed)), _OWN_NAME)
     for name, value in tree.items():
-        if not isinstance(name, str) or not _OWN_NAME.fullmatch(name):
-            yield (*path, str(name)), f"{'.'.join(path)}: {name!r} must be {_OWN_NAME_WORDS}"
+        if not isinstance(name, str) or not allowed.allows(name):
+            yield (*path, str(name)), f"{'.'.join(path)}: {name!r} must be a name {allowed.words}"
         else:
-            yield from _check(get_args(annotation)[1], (), value, (*path, name), root)
+            yield from _check(of_value, (), value, (*path, name), root)
 
 
 def _unwrapped(annotation: Any, metadata: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
@@ -143,6 +145,8 @@ def _keeps(bound: Any, value: Any) -> bool:
             return value < limit
         case Le(le=limit):
             return value <= limit
+        case Allowed():
+            return bound.allows(value)
     return True
 
 
@@ -178,6 +182,8 @@ def _bound_in_words(bound: Any) -> str:
             return f"below {limit}"
         case Le(le=limit):
             return f"up to {limit}"
+        case Allowed(words=words):
+            return words
     return ""
 
 

@@ -4,10 +4,13 @@ Each folder owns its part in its own `settings.py`; `pretrain.config` composes t
 mistake in a config is told in well under two seconds.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 
 class Settings(BaseModel):
@@ -16,6 +19,30 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, validate_default=True
     )
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """An allow-list for a text, as `Annotated[str, Allowed(...)]`; for the names of a mapping too."""
+
+    pattern: str
+    """A regular expression; all of the text must match."""
+    words: str
+    """What it says, for messages, after the word `text`."""
+
+    def __call__(self, text: str) -> str:
+        """The text. Raises ValueError where it is not allowed."""
+        if not self.allows(text):
+            raise ValueError(f"must be text {self.words}, not {text!r}")
+        return text
+
+    def allows(self, text: str) -> bool:
+        """Whether all of a text matches."""
+        return re.fullmatch(self.pattern, text) is not None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """How pydantic checks a field of it."""
+        return core_schema.no_info_after_validator_function(self, handler(source))
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

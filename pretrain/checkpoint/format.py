@@ -9,7 +9,7 @@
 A chain of XXH3-128 hashes hangs on the marker: it vouches for metadata and indexes, an index for its tensors, and the
 marker's second line for its first. safetensors alone cannot tell a flipped bit from a weight. `gen-1` counts the
 launches of the run, so that a stale writer of an earlier launch never meets a new one; a generation counts once
-attempts.jsonl has a row of it.
+attempts.jsonl has a row of it, and what it committed after the next launch had begun does not (fence.py).
 
 A piece is described by what it is globally (parameter, split dim, flat range), not by the layout that wrote it, so that any
 other layout can read it. Not taken: torch's distributed checkpoint (pickled metadata, no hashes, no fallback), DeepSpeed's
@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from pretrain.checkpoint.boxes import Piece
+from pretrain.checkpoint.fence import ATTEMPTS, read_fence
 from pretrain.data.plan_segments import PlanSegment
 from pretrain.engine.loss_scale import LossScale
 from pretrain.errors import CheckpointError
@@ -35,7 +36,6 @@ FORMAT = 2
 MARKER = "COMMITTED"
 METADATA = "metadata.json"
 CHECKPOINTS = "checkpoints"
-ATTEMPTS = "attempts.jsonl"
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _GENERATION_FOLDER = re.compile(r"gen-([1-9]\d*)")
@@ -188,12 +188,6 @@ def index_file_name(rank: int) -> str:
     return f"rank-{rank:05d}.json"
 
 
-def registered_generations(run_dir: Path) -> set[int]:
-    """The launches of a run that attempts.jsonl knows; a launch is an attempt, and its number the generation."""
-    numbers = (row.get("attempt", row.get("generation")) for row in read_json_lines(run_dir / ATTEMPTS))
-    return {number for number in numbers if isinstance(number, int)}
-
-
 def changes_of_launch(run_dir: Path, generation: int) -> list[str]:
     """What a launch changed of the config, as the launcher noted it: lines such as `data.dir: old -> new`."""
     rows = read_json_lines(run_dir / ATTEMPTS)
@@ -219,9 +213,18 @@ def stored_checkpoints(run_dir: Path) -> list[CheckpointRef]:
 
 
 def committed_checkpoints(run_dir: Path) -> list[CheckpointRef]:
-    """Committed checkpoints of registered generations, newest first. Whether they are whole is for `verify` to say."""
-    registered = registered_generations(run_dir)
-    return [ref for ref in stored_checkpoints(run_dir) if ref.generation in registered and ref.marker.is_file()]
+    """Committed checkpoints that count, newest first. Whether they are whole is for `verify` to say."""
+    fence = read_fence(run_dir)
+    return [
+        ref for ref in stored_checkpoints(run_dir) if fence.lets_pass(ref.step, ref.generation) and ref.marker.is_file()
+    ]
+
+
+def fenced_checkpoints(run_dir: Path) -> list[CheckpointRef]:
+    """Committed checkpoints that do not count, newest first: a later launch of the run had begun before they were."""
+    fence = read_fence(run_dir)
+    late = (ref for ref in stored_checkpoints(run_dir) if not fence.lets_pass(ref.step, ref.generation))
+    return [ref for ref in late if ref.generation in fence.registered and ref.marker.is_file()]
 
 
 def latest_checkpoint(run_dir: Path) -> CheckpointRef | None:

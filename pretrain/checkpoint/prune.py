@@ -4,7 +4,14 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from pretrain.checkpoint.format import CHECKPOINTS, CheckpointRef, committed_checkpoints, stored_checkpoints
+from pretrain.checkpoint.fence import newest_launch
+from pretrain.checkpoint.format import (
+    CHECKPOINTS,
+    CheckpointRef,
+    committed_checkpoints,
+    fenced_checkpoints,
+    stored_checkpoints,
+)
 from pretrain.files import sync_folder
 
 
@@ -14,21 +21,26 @@ def prune(
     """Deletes what the committed checkpoint `newest` makes superfluous; only its writer may call this.
 
     Of the committed steps up to `newest` the last `keep` stay, each in its highest generation; those that this launch found to be
-    `damaged` do not count as kept. Folders that were never committed go, if an earlier launch left them. Committed checkpoints
-    of later steps are left alone: the launch refused them when it started.
+    `damaged` do not count as kept. What an earlier launch left uncommitted, or committed too late to count, goes. Committed
+    checkpoints of later steps are left alone: the launch refused them when it started. So is all that a later launch wrote; and
+    once one has begun nothing is deleted, for it chooses what it goes on from.
 
     Returns what was deleted. Raises OSError where a folder cannot be removed.
     """
+    if newest_launch(run_dir) > newest.generation:
+        return []
     assert newest.marker.is_file(), f"{newest} is not committed: nothing may be deleted in its favour"
-    committed = committed_checkpoints(run_dir)
+    stored = [ref for ref in stored_checkpoints(run_dir) if ref.generation <= newest.generation]
+    committed = [ref for ref in committed_checkpoints(run_dir) if ref in stored]
+    fenced = fenced_checkpoints(run_dir)
     kept: dict[int, CheckpointRef] = {}
     for ref in committed:  # newest first: the first of a step is its highest generation
         if ref.step <= newest.step and ref not in damaged and len(kept) < keep:
             kept.setdefault(ref.step, ref)
     deleted = []
-    for ref in stored_checkpoints(run_dir):
+    for ref in stored:
         superseded = ref in committed and ref.step <= newest.step and ref not in kept.values()
-        abandoned = not ref.marker.exists() and ref.generation < newest.generation
+        abandoned = (not ref.marker.exists() or ref in fenced) and ref.generation < newest.generation
         if superseded or abandoned:
             delete(ref)
             deleted.append(ref)

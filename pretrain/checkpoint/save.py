@@ -3,7 +3,8 @@
 1. rank 0 makes a folder under a temporary name; 2. every rank writes its tensors and its index there, hashed on their
 way and fsynced; 3. rank 0 checks that the indexes hold every parameter wholly, writes the metadata, renames the folder,
 and writes the marker. A crash at any point leaves the previous checkpoint as the newest that counts. All ranks succeed
-or fail together: after each phase they tell each other, so that none waits for one that met a full disk.
+or fail together: after each phase they tell each other, so that none waits for one that met a full disk. Where a later launch
+of the run has begun they fail; fence.py says why a save that returned counts.
 
 The pieces are read from live views while training waits. Cost: a stall of bytes / disk bandwidth; hashing (about 5
 GB/s) hides behind it.
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 
 from pretrain.checkpoint.coverage import check_whole
+from pretrain.checkpoint.fence import check_newest, read_fence
 from pretrain.checkpoint.format import (
     FORMAT,
     METADATA,
@@ -32,7 +34,6 @@ from pretrain.checkpoint.format import (
     RunState,
     encode_marker,
     index_file_name,
-    registered_generations,
     tensor_file_name,
 )
 from pretrain.checkpoint.tensor_file import TensorEntry, write_bytes, write_tensors
@@ -130,15 +131,11 @@ def _prepare(ref: CheckpointRef, run_dir: Path) -> str:
 
 
 def _check_generation(ref: CheckpointRef, run_dir: Path) -> None:
-    registered = registered_generations(run_dir)
-    if ref.generation not in registered:
+    if ref.generation not in read_fence(run_dir).registered:
         raise RankFault(
-            f"generation {ref.generation} has no row in {run_dir}/attempts.jsonl: nothing it saves would count"
+            f"generation {ref.generation} has no row in {run_dir}/attempts.jsonl: nothing it saved would count"
         )
-    if ref.generation < max(registered):
-        raise RankFault(
-            f"launch {max(registered)} of this run has begun; this one ({ref.generation}) stops without saving"
-        )
+    check_newest(run_dir, ref.generation)
 
 
 def _write_rank(engine: Engine, folder: Path) -> str:
@@ -212,4 +209,5 @@ def _commit(ref: CheckpointRef, run_dir: Path, state: RunState, hashes: list[str
         format=FORMAT, step=ref.step, generation=ref.generation, metadata=written.hash, indexes=tuple(hashes)
     )
     write_atomically(ref.marker, encode_marker(marker))
+    check_newest(run_dir, ref.generation)  # a launch that begins from here on sees the marker
     return ""

@@ -43,7 +43,7 @@ def collect_facts(
         hosts: names of all nodes; by default this one.
         manifest_hash, tokenizer_hash: of the prepared data.
     """
-    facts: dict[str, Any] = {
+    return {
         "layout": dict(layout),
         "seed": seed,
         "precision": precision,
@@ -55,11 +55,14 @@ def collect_facts(
         "platform": platform.platform(),
         "versions": {"python": platform.python_version(), **installed_versions()},
         "git": git_state(Path(__file__).parent),
+        "slurm": slurm_start(os.environ),
     }
-    slurm = {"job_id": os.environ.get("SLURM_JOB_ID"), "restart_count": os.environ.get("SLURM_RESTART_COUNT")}
-    if slurm["job_id"]:
-        facts["slurm"] = {name: value for name, value in slurm.items() if value}
-    return facts
+
+
+def slurm_start(environment: Mapping[str, str]) -> dict[str, int] | None:
+    """The Slurm job that this process runs in, and how often the job was started before; None outside of Slurm."""
+    job, restart = environment.get("SLURM_JOB_ID", ""), environment.get("SLURM_RESTART_COUNT", "")
+    return {"job": int(job), "restart": int(restart) if restart.isdecimal() else 0} if job.isdecimal() else None
 
 
 def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:

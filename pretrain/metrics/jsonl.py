@@ -5,7 +5,8 @@ for nothing is fsynced on the way of a step (a few microseconds a line, where an
 stop training: lines wait in memory, bounded, and are written when there is room again. Not taken: a columnar file or SQLite,
 which a half-written tail damages and no shell tool reads.
 
-A resumed run appends with a higher `attempt` from its checkpoint's step on; readers let the highest attempt of a step win.
+A resumed run appends with a higher `attempt` from its checkpoint's step on. What an earlier attempt did beyond that is no part
+of the run, whether it was written before or, by a process that nobody could stop, after: readers leave it out (`read_metrics`).
 Values that JSON has no word for are strings, "nan", "inf" and "-inf", and come back as floats.
 """
 
@@ -14,7 +15,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,20 +116,38 @@ class JsonlTracker:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """One row a step in order of steps; of a replayed step that of the highest attempt, whose rows are laid over each other.
+    """One row a step in order of steps: what the run, as it stands, is made of. Rows of one step and attempt are one.
 
-    Raises StorageError for a damaged file.
+    An attempt's rows end where a later one begins: at the checkpoint that was the newest when that one was registered, or
+    before its first row where it went back farther. Raises StorageError for a damaged file.
     """
+    rows = [
+        {key: from_json_number(value) for key, value in raw.items()} for raw in read_json_lines(run_dir / METRICS_FILE)
+    ]
+    ends = _ends(rows, read_json_lines(run_dir / ATTEMPTS_FILE))
     best: dict[int, dict[str, float]] = {}
-    for raw in read_json_lines(run_dir / METRICS_FILE):
-        row = {key: from_json_number(value) for key, value in raw.items()}
-        step = int(row["step"])
+    for row in rows:
+        step, attempt = int(row["step"]), row["attempt"]
         known = best.get(step)
-        if known is None or row["attempt"] > known["attempt"]:
-            best[step] = row
-        elif row["attempt"] == known["attempt"]:
-            best[step] = {**known, **row}
+        if step > ends[int(attempt)] or (known is not None and known["attempt"] > attempt):
+            continue
+        best[step] = {**known, **row} if known is not None and known["attempt"] == attempt else row
     return [best[step] for step in sorted(best)]
+
+
+def _ends(rows: Sequence[Mapping[str, float]], attempts: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Of each attempt that has rows the last step that counts. Attempts of older versions noted no checkpoint."""
+    begins = {
+        int(row["attempt"]): (row["checkpoint"] or {"step": 0})["step"] for row in attempts if "checkpoint" in row
+    }
+    for row in rows:
+        attempt, before = int(row["attempt"]), max(int(row["step"]) - 1, 0)
+        begins[attempt] = min(begins.get(attempt, before), before)
+    ends, end = {}, math.inf
+    for attempt in sorted(begins, reverse=True):
+        ends[attempt] = end
+        end = min(end, begins[attempt])
+    return ends
 
 
 def metric_names(rows: list[dict[str, float]]) -> list[str]:

@@ -190,6 +190,9 @@ def test_checkpoints_are_listed_and_a_damaged_one_fails_the_check(
     assert main(["checkpoint", "verify", str(run_dir)]) == 1
     out, err = capsys.readouterr()
     assert out.startswith("damaged") and "1 of 1 checkpoints damaged" in err
+    append_json_line(run_dir / "attempts.jsonl", {"generation": 2, "committed": {}})
+    assert main(["checkpoint", "list", str(run_dir)]) == 0
+    assert "does not count: a later launch had begun" in capsys.readouterr().out
 
 
 def test_known_runs_are_told_where_a_folder_is_none(
@@ -214,11 +217,12 @@ def test_every_command_of_the_help_has_a_handler() -> None:
         "generate",
         "report",
         "checkpoint",
+        "status",
         "data",
         "doctor",
     ]
     for name in ("list_checkpoints", "verify_checkpoints", "train_tokenizer", *names):
-        assert name in ("tokenizer", "checkpoint", "data") or callable(getattr(commands, name))
+        assert name in ("tokenizer", "checkpoint", "status", "data") or callable(getattr(commands, name))
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from launch.cli import exit_code_of
-from launch.torchrun import ATTEMPTS_NAME, Launch, run
+from launch.torchrun import Launch, run
+from pretrain.checkpoint.fence import ATTEMPTS
 from pretrain.checkpoint.format import CheckpointRef
 from pretrain.config import load_config, read_resolved
 from pretrain.files import read_json_lines
@@ -127,7 +128,7 @@ def test_every_launch_is_registered_before_its_ranks_start(launch, tmp_path: Pat
     launch("ok")
     launch("kill")
     launch("ok", 2, "logging.interval_steps=5")
-    rows = read_json_lines(tmp_path / "run" / ATTEMPTS_NAME)
+    rows = read_json_lines(tmp_path / "run" / ATTEMPTS)
     assert [row["generation"] for row in rows] == [1, 2, 3]
     assert rows[0]["layout"] == {"pp": 1, "dp": 2, "tp": 1, "zero_stage": 1}
     assert rows[0]["hosts"] and rows[0]["versions"]["torch"] and rows[0]["when"].endswith("Z")
@@ -144,7 +145,7 @@ def test_a_changed_config_is_refused_before_anything_is_written(launch, tmp_path
     code, _, err = launch("ok", 2, "run.seed=7")
     assert code == 2 and "run.seed: 1234 before, 7 now" in err and "--allow-change run.seed" in err
     assert (tmp_path / "run/config.yaml").read_text() == before
-    assert len(read_json_lines(tmp_path / "run" / ATTEMPTS_NAME)) == 1
+    assert len(read_json_lines(tmp_path / "run" / ATTEMPTS)) == 1
 
 
 def test_a_launch_without_a_checkpoint_binds_no_later_one_to_its_vocabulary(launch, tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_a_launch_without_a_checkpoint_binds_no_later_one_to_its_vocabulary(laun
     assert launch("ok", 2, f"data.dir={tmp_path}/right")[0] == 0
     model = read_resolved(tmp_path / "run").model
     assert model.vocab_size == 100
-    changes = read_json_lines(tmp_path / "run" / ATTEMPTS_NAME)[1]["changes"]
+    changes = read_json_lines(tmp_path / "run" / ATTEMPTS)[1]["changes"]
     assert "model.vocab_size: 300 -> 100" in changes
 
 

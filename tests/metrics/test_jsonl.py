@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.errors import StorageError
-from pretrain.files import read_json_lines
+from pretrain.files import append_json_line, read_json_lines
 from pretrain.metrics.jsonl import JsonlTracker, metric_names, read_metrics
 
 
@@ -53,6 +53,34 @@ def test_of_a_replayed_step_the_higher_attempt_wins(tmp_path: Path) -> None:
         second.log_step(step, {"train/loss": 10.0 * step})
     first.log_step(3, {"train/loss": -1.0})
     assert [(row["step"], row["train/loss"]) for row in read_metrics(tmp_path)] == [(1, 1), (2, 20), (3, 30), (4, 40)]
+
+
+def test_rows_of_a_launch_that_went_on_after_a_later_one_began_are_left_out(tmp_path: Path) -> None:
+    stale = open_jsonl(tmp_path, attempt=1)
+    for step in range(1, 8):
+        stale.log_step(step, {"train/loss": float(step)})
+    register(tmp_path, 2, {"step": 4, "generation": 1})
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4], "launch 2 goes on from step 4"
+    open_jsonl(tmp_path, attempt=2).log_step(5, {"train/loss": 50.0})
+    for step in (5, 8, 9):
+        stale.log_step(step, {"train/loss": -1.0})
+    assert [(row["step"], row["train/loss"]) for row in read_metrics(tmp_path)][3:] == [(4, 4.0), (5, 50.0)]
+
+
+def test_a_launch_that_went_back_farther_than_the_newest_checkpoint_replaces_all_that_follows(tmp_path: Path) -> None:
+    first = open_jsonl(tmp_path, attempt=1)
+    for step in range(1, 8):
+        first.log_step(step, {"train/loss": float(step)})
+    register(tmp_path, 2, {"step": 6, "generation": 1})  # it is damaged: launch 2 starts from step 2
+    open_jsonl(tmp_path, attempt=2).log_step(3, {"train/loss": 30.0})
+    register(tmp_path, 3, None)  # a launch that found no checkpoint begins anew
+    assert [row["step"] for row in read_metrics(tmp_path)] == []
+    (tmp_path / "attempts.jsonl").write_text('{"generation": 1}\n{"generation": 2}\n')  # as older versions wrote them
+    assert [(row["step"], row["train/loss"]) for row in read_metrics(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def register(run_dir: Path, attempt: int, checkpoint: dict[str, int] | None) -> None:
+    append_json_line(run_dir / "attempts.jsonl", {"attempt": attempt, "checkpoint": checkpoint})
 
 
 def test_rows_of_one_step_and_attempt_are_one(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
     process = start_held_to("10.0.0.7", ["ray", "start", ...])
 
-Ray 2.60 takes a node's address to tell it to others, and listens on every address all the same
-(ray-project/ray#65867); nothing that it can be told changes that. So the kernel asks us: a seccomp filter hands every bind(2) of the command to this process
+Ray 2.60 takes a node's address to tell it to others, and listens on every address all the same (ray-project/ray#65867); nothing
+that it can be told changes that. So the kernel asks us: a seccomp filter hands every bind(2) of the command to this process
 (`man 2 seccomp_unotify`), which binds the socket to the one address where all were meant, and lets other calls pass. It takes no
 privilege, but Linux 5.6 on x86-64 or ARM. Where this process dies, the command can bind nothing more.
 

@@ -12,11 +12,27 @@ from pretrain.engine.world import join_group
 from tests.launch.driver import PATIENCE_S, SERVER, listeners
 
 
-def joined(meeting: Meeting, rank: int, attempt: int) -> Connection:
-    """A process that joins a world of two; what is received of it is empty, or why it failed."""
-    mine, its = multiprocessing.Pipe()
-    SERVER.Process(target=join, args=(meeting.address, meeting.port, rank, attempt, its), daemon=True).start()
-    return mine
+class Rank:
+    """A process that joins a world of two, and ends as a killed one does: everything that it told the store stays."""
+
+    def __init__(self, meeting: Meeting, rank: int, attempt: int):
+        self.told, its = multiprocessing.Pipe()
+        arguments = (meeting.address, meeting.port, rank, attempt, its)
+        self._process = SERVER.Process(target=join, args=arguments, daemon=True)
+        self._process.start()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def join_and_end(meeting: Meeting, attempt: int) -> list[str]:
+    """Two ranks join and end; of each nothing, or why it failed."""
+    ranks = [Rank(meeting, rank, attempt) for rank in (0, 1)]
+    told = [rank.told.recv() for rank in ranks]
+    for rank in ranks:
+        rank.end()
+    return told
 
 
 def join(address: str, port: int, rank: int, attempt: int, told: Connection) -> None:
@@ -30,7 +46,7 @@ def join(address: str, port: int, rank: int, attempt: int, told: Connection) -> 
         told.send("")
     except RuntimeError as error:
         told.send(str(error))
-    os._exit(0)  # as a killed rank, it leaves everything in the store
+    signal.pause()
 
 
 def test_the_store_listens_on_127_0_0_1_alone() -> None:
@@ -40,10 +56,9 @@ def test_the_store_listens_on_127_0_0_1_alone() -> None:
 
 def test_ranks_join_again_under_a_new_number_and_meet_the_dead_under_the_old_one() -> None:
     meeting = alone()
-    first = [joined(meeting, rank, attempt=1) for rank in (0, 1)]
-    assert [rank.recv() for rank in first] == ["", ""]
+    assert join_and_end(meeting, attempt=1) == ["", ""]
     # The control: gloo finds the dead rank's address and is refused, or waits for it to connect, as their ports compare.
-    again = joined(meeting, 0, attempt=1)
-    assert not again.poll(2.0) or "refused" in again.recv()
-    second = [joined(meeting, rank, attempt=2) for rank in (0, 1)]
-    assert [rank.recv() for rank in second] == ["", ""]
+    again = Rank(meeting, 0, attempt=1)
+    assert not again.told.poll(2.0) or "refused" in again.told.recv()
+    again.end()
+    assert join_and_end(meeting, attempt=2) == ["", ""]

@@ -19,7 +19,8 @@ Determinism = Literal["fastest", "bitwise"]
 def set_determinism(mode: Determinism) -> None:
     """Sets torch's process-wide switches. In `bitwise` an operator without a deterministic kernel raises RuntimeError."""
     bitwise = mode == "bitwise"
-    torch.use_deterministic_algorithms(bitwise)
+    # The same switch as `use_deterministic_algorithms`, which loads torch's compiler first: 2 CPU-seconds in every rank.
+    torch.set_deterministic_debug_mode("error" if bitwise else "default")
     torch.backends.cudnn.deterministic = bitwise
     torch.backends.cudnn.benchmark = False
     # By default torch then fills every fresh buffer with NaN, to find readers of what nobody wrote: a cost, and no more bits.

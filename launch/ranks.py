@@ -63,12 +63,12 @@ class Ended:
     generation: int
     exits: dict[int, int] = field(default_factory=dict)
     """Ranks that failed, the first first: exit code, or the negative number of a signal."""
-    noticed: float | None = None
-    """When the first of them was seen, in seconds since the epoch."""
     forwarded: list[signal.Signals] = field(default_factory=list)
     """Signals that the launcher got and passed on."""
     killed_by_user: bool = False
     """Ctrl-C came twice."""
+    noticed: float | None = None
+    """When the first of them was seen, in seconds since the epoch."""
 
 
 def run_ranks(job: RankJob, crew: "Crew", signals: EndingSignals) -> Ended:
@@ -204,13 +204,13 @@ class Watch:
         states = {rank: _exit_of(pid) for rank, pid in self.pids.items()}
         known = self.stopped | self._ended.exits.keys()
         self._ended.exits.update({rank: code for rank, code in states.items() if code and rank not in known})
+        if self._ended.exits and self._ended.noticed is None:
+            self._ended.noticed = round(time.time(), 3)
         if all(code is not None for code in states.values()):
             return True
         if not self._ended.exits and self._first_death is None:
             return True
         self._first_death = self._first_death or time.monotonic()
-        if self._ended.exits:
-            self._ended.noticed = self._ended.noticed or round(time.time(), 3)
         grace = self._grace_s if self._grace_s is not None else grace_s(self._ended.exits.values())
         if time.monotonic() - self._first_death < grace:
             return False

@@ -3,11 +3,11 @@
 #
 # PYTHON           the interpreter that makes .venv (3.11 to 3.13)
 # TORCH_INDEX_URL  an index that has the build of torch you want, if your default index gives another one
-# TEST_WORKERS     processes of the test suite
+# TEST_WORKERS     processes of the test suite; one more than two cores, for many tests wait
 
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= 3
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -15,8 +15,8 @@ BIN := $(VENV)/bin
 # The environment is made anew when what it is made of changes; a second run finds the stamp and does nothing.
 INSTALLED := $(VENV)/.installed
 
-SLURM_TOOLS := slurmctld slurmd sbatch munged shellcheck ip nsenter unshare setpriv
-SLURM_PACKAGES := slurm-wlm munge shellcheck iproute2 util-linux
+SLURM_TOOLS := slurmctld slurmd sbatch munged shellcheck ip nsenter unshare setpriv pkill
+SLURM_PACKAGES := slurm-wlm munge shellcheck iproute2 util-linux procps
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
@@ -25,8 +25,8 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 quickstart: setup
 	@$(BIN)/pretrain quickstart
 
-test: lint
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not gpu and not slurm" $(PYTEST_ARGS)
+test: lint slurm-tools
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not gpu" $(PYTEST_ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """`python -m launch.preflight CONFIG --rendezvous HOST:PORT --node-rank K`, once on each node of a job before ranks start there.
 
-A node tells what it has and runs, tries its GPUs, and times an all-reduce with a few others: in each round nodes are paired anew
-(the circle method), so that the time does not grow with the job. Every wait has an end, and the report is written before the first
-of them: a node that hangs is named by the judge (`launch.node_reports`), which runs afterwards on what lies in the run's folder.
+A node tells what it has and runs, tries its GPUs, and times an all-reduce with a few others: in each round nodes are paired
+anew (the circle method), so that the time does not grow with the job. Every wait has an end, and the report is written before the
+first: a node that hangs is named by the judge (`launch.node_reports`), which runs afterwards on what lies in the run's folder.
 
 Exit code 0 whatever was found. The store, like a launcher's, has no authentication: it belongs on a private network.
 """
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.preflight", allow_abbrev=False)
     parser.add_argument("config")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--allow-change", action="append", help="for the launcher")
     parser.add_argument("--rendezvous", required=True, metavar="HOST:PORT")
     parser.add_argument("--node-rank", type=int, required=True)
     arguments = parser.parse_args(argv)

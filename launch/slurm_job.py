@@ -46,8 +46,8 @@ FIRST_PORT = 20_000
 PORTS_OF_A_JOB = 10
 """Ports that a job has to itself, for its launchers, preflight, Ray."""
 _JOBS = 1_000
-_A_RESTART = 331
-"""Steps from one restart's ports to the next, prime to the number of them: neighbours in time are jobs with near numbers."""
+_A_RESTART = 617
+"""Jobs from one restart's ports to the next: prime to their number, and far from the near numbers of jobs that run together."""
 
 _FINAL = {
     ConfigError.exit_code: "the config or the command is wrong",
@@ -149,7 +149,7 @@ def outcome_of(code: int, asked: bool, facts: JobFacts, events: Sequence[Row], a
         if asked and code not in (0, *_FINAL, RankFault.exit_code):
             return Outcome(Preempted.exit_code, f"asked to stop before the ranks trained (srun ended with {code})")
         return Outcome(code, f"srun ended with {code}", trained=code == 0)
-    said, message = _int(ended.get("exit_code")), str(ended.get("message", "")).strip()
+    said, message = _int(ended.get("exit_code")), str(ended.get("message", "")).partition("\n")[0]
     if said == 0 and code != 0:
         if asked:
             return Outcome(
@@ -240,6 +240,7 @@ def _command(argv: Sequence[str]) -> None:
     run_dir = stages.add_parser("run-dir", help="write the folder of a config's run")
     run_dir.add_argument("config")
     run_dir.add_argument("--set", dest="overrides", action="append", default=[])
+    run_dir.add_argument("--allow-change", action="append", help="for the launcher")
     for name in ("start", "preflight", "launch"):
         stage = stages.add_parser(name, help="write what is to be done")
         stage.add_argument("--code", type=int, default=0, help="of srun")

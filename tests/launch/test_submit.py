@@ -13,7 +13,7 @@ import pytest
 from launch.cli import main
 from launch.cluster_settings import ClusterSettings, load_cluster
 from launch.slurm import environment, options, template
-from launch.slurm_queue import job_environment
+from launch.slurm_tools import job_environment
 from launch.submit import JOBS_NAME, world_of
 from pretrain.checkpoint.format import CheckpointRef
 from pretrain.config import load_config
@@ -189,10 +189,10 @@ def test_a_run_whose_job_is_in_the_queue_gets_no_second_one(
 ) -> None:
     command = ["submit", str(config_file), "--cluster", cluster_file]
     assert main(command) == 0
-    slurm.queue("99|RUNNING|n1", "101|PENDING|(Priority)")
+    slurm.queue("99|99|RUNNING|1|None", "101|101|PENDING|1|Priority")
     assert main(command) == 2
     assert "job 101 of this run is in the queue already (PENDING)" in capsys.readouterr().err
-    slurm.queue("99|RUNNING|n1")
+    slurm.queue("99|99|RUNNING|1|None")
     assert main(command) == 0
     assert [row["job"] for row in read_json_lines(Path("run") / JOBS_NAME)] == [101, 102]
 

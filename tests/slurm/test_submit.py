@@ -9,7 +9,7 @@ import pytest
 
 from launch.cluster_settings import load_cluster
 from launch.slurm import Job, environment, render, submission
-from launch.slurm_queue import job_environment
+from launch.slurm_tools import job_environment
 from pretrain.files import read_json_lines
 from tests.launch.slurm_jobs import job_on
 from tests.launch.test_slurm import nasty
@@ -140,7 +140,7 @@ def test_a_submission_is_watched_to_the_end_of_its_run(cluster: Cluster, tmp_pat
     )
     said = f"{trained.stdout}\n{trained.stderr}"
     assert trained.returncode == 0, said
-    assert run.step() == 2 and "running n1" in trained.stderr and "step 2 validation" in trained.stdout, said
+    assert run.step() == 2 and "running on 1 node(s)" in trained.stderr and "step 2 validation" in trained.stdout, said
     evaluated = cluster.run(
         CONTROLLER, [*command, str(run.run_dir), "--task", "evaluate"], cwd=tmp_path, env=_project(), timeout=300
     )

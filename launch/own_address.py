@@ -2,8 +2,8 @@
 
     process = start_held_to("10.0.0.7", ["ray", "start", ...])
 
-Ray 2.60 takes a node's address to tell it to others, and listens on every address all the same (its issue 65867); nothing that it
-can be told changes that. So the kernel asks us: a seccomp filter hands every bind(2) of the command to this process
+Ray 2.60 takes a node's address to tell it to others, and listens on every address all the same (ray-project/ray#65867); nothing
+that it can be told changes that. So the kernel asks us: a seccomp filter hands every bind(2) of the command to this process
 (`man 2 seccomp_unotify`), which binds the socket to the one address where all were meant, and lets other calls pass. It takes no
 privilege, but Linux 5.6 on x86-64 or ARM. Where this process dies, the command can bind nothing more.
 
@@ -70,21 +70,22 @@ def address_of_node(node: str, interface: str | None) -> str:
 
     Args:
         node: this machine's name, for messages.
-        interface: as `ip link` names it; None: none was named.
+        interface: as `interfaces_meant` reads it; None: none was named.
 
     Raises:
         ConfigError: there is none, or one that other machines cannot reach.
     """
     if interface:
         names = [name for _, name in socket.if_nameindex()]
-        if interface not in names:
+        chosen = interfaces_meant(interface, names)
+        if not chosen:
             raise ConfigError(f"PRETRAIN_INTERFACE={interface}: {node} has no such interface, but {', '.join(names)}")
-        try:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-                request = struct.pack("256s", interface.encode())
-                return socket.inet_ntoa(fcntl.ioctl(asked, _ADDRESS_OF_INTERFACE, request)[20:24])
-        except OSError:
-            raise ConfigError(f"PRETRAIN_INTERFACE={interface}: it has no IPv4 address on {node}") from None
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+            for name in chosen:
+                with suppress(OSError):  # it has no IPv4 address
+                    request = struct.pack("256s", name.encode())
+                    return socket.inet_ntoa(fcntl.ioctl(asked, _ADDRESS_OF_INTERFACE, request)[20:24])
+        raise ConfigError(f"PRETRAIN_INTERFACE={interface}: {', '.join(chosen)} has no IPv4 address on {node}")
     found = "no address"
     with suppress(OSError):
         found = socket.gethostbyname(socket.gethostname())
@@ -94,6 +95,18 @@ def address_of_node(node: str, interface: str | None) -> str:
             "network interface between the nodes"
         )
     return found
+
+
+def interfaces_meant(pattern: str, names: Sequence[str]) -> list[str]:
+    """Those of a machine's interfaces that are meant, as NCCL_SOCKET_IFNAME has it; one that is named in full first.
+
+    Beginnings of names with commas between them; behind `=` whole names, behind `^` those that are not meant.
+    """
+    unwanted, words = pattern.startswith("^"), pattern.lstrip("^=").split(",")
+    exact = pattern.lstrip("^").startswith("=")
+    hit = {name for name in names for word in words if name == word or (not exact and name.startswith(word))}
+    found = [name for name in names if name not in hit and name != "lo"] if unwanted else [n for n in names if n in hit]
+    return sorted(found, key=lambda name: name not in words)
 
 
 def start_held_to(address: str, command: Sequence[str], **popen: Any) -> "subprocess.Popen[Any]":

@@ -1,18 +1,18 @@
 """A Ray cluster inside one Slurm job, for `pretrain prepare`: what slurm/prepare.sbatch starts on its nodes, and asks.
 
-    python -m launch.ray_cluster address               host and port of the head, from the node that it will run on
+    python -m launch.ray_cluster begin -- CONFIG [--set FIELD=VALUE ...]
+                                                       host and port of the head, which will run here; or what is wrong already
     python -m launch.ray_cluster head --address A      one of them on each node, in the foreground, until it is told to end
     python -m launch.ray_cluster worker --address A
     python -m launch.ray_cluster driver --address A --nodes NODE ... -- CONFIG [--set FIELD=VALUE ...]
     python -m launch.ray_cluster ended --code N [--asked] -- CONFIG [--set FIELD=VALUE ...]
 
-The cluster is the job's alone: a token of its own (RAY_AUTH_TOKEN, which the script makes), no dashboard, no usage reports, no
-server for clients from outside; every server listens on one address of its node, that of PRETRAIN_INTERFACE or the one that the
-node's name resolves to (`launch.own_address`). Ray's files lie in a folder of the job's own, and go with it.
+The cluster is the job's alone: a token of its own (RAY_AUTH_TOKEN, which the script makes), no dashboard, no usage reports; every
+server listens on one address of its node, that of PRETRAIN_INTERFACE or the one that the node's name resolves to
+(`launch.own_address`). Ray's files lie in a folder of the job's own, and go with it where it ends well.
 
 A worker that dies costs only what it was at: Ray gives that to others. Without the head nothing goes on, and the job starts anew;
-finished tasks are kept. `ended` says what the job does next, in one line (`requeue CODE` or `stop CODE`), and why, on stderr and
-as a row of kind `preparation` in the run's events.jsonl, by which faults are counted.
+finished tasks are kept. `ended` says what the job does next, in one line (`requeue CODE` or `stop CODE`; `launch.ray_endings`).
 
 Not taken: `ray symmetric-run` (it ends with 0 where `ray start` failed, and waits no longer than 30 s for nodes), `ray up`
 (autoscaler, needs ssh).
@@ -25,33 +25,32 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from launch.cli import build_parser, exit_code_of
+from launch.cli import exit_code_of
 from launch.own_address import CannotHold, address_of_node, start_held_to
-from pretrain.errors import CheckpointError, ConfigError, DataError, Interrupted, Preempted, RankFault, StorageError
-from pretrain.files import append_json_line, read_json_lines, told_as_storage_error
-from pretrain.metrics.jsonl import EVENTS_FILE
+from launch.ray_endings import ended, job_and_restart, understood
+from launch.slurm_job import port_of
+from pretrain.errors import ConfigError, Preempted, RankFault
+from pretrain.files import told_as_storage_error
 
 START_S = 240.0
 """All nodes have joined by then, or the job is given back. Ray comes up in 10 s, or in minutes where a file system is busy."""
 OBJECT_STORE_BYTES = 128 << 20
 """As data_prep.ray_tasks: settings and hashes."""
+PORT_SLOT = 2
+"""Which of a job's ports is the head's; the next is that of Ray's server for clients."""
 TOKEN, AUTH_MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"
 SOCKET_PATH_BYTES = 107
 """Of a Unix socket's name, a limit of Linux."""
 _SESSION = "/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
 """What Ray puts behind its folder for the longest of them."""
 _TOLD_LINES = 15
-_FINAL = {error.exit_code for error in (ConfigError, DataError, CheckpointError, StorageError, Interrupted)}
-"""Exit codes that the same command would end with again."""
-
+_STOPS = (signal.SIGUSR1, signal.SIGTERM)
 Role = Literal["head", "worker"]
 
 
@@ -64,11 +63,6 @@ def _here() -> str:
 
 def _own_address() -> str:
     return address_of_node(_here(), os.environ.get("PRETRAIN_INTERFACE"))
-
-
-def port_of(job: int, restart: int) -> int:
-    """The head's port at a start of a job: below Linux's ephemeral ports, another one at each restart."""
-    return 20_000 + 10 * ((job + 331 * restart) % 1_000) + 2
 
 
 def ray_folder(scratch: str | None, job: int) -> Path:
@@ -107,12 +101,17 @@ def ray_command(role: Role, address: str, own: str, name: str, cores: int, folde
     """
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={own}"]
     if role == "head":
-        command += ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
+        command += ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false", "--no-monitor"]
+        if (
+            find_spec("grpc") is not None
+        ):  # ray[client]: its server cannot be left out, but moved from the port that all share
+            command += [f"--ray-client-server-port={int(address.rpartition(':')[2]) + 1}"]
     else:
         command += [f"--address={address}"]
     return [
         *command, f"--node-name={name}", f"--num-cpus={cores}", "--num-gpus=0", f"--object-store-memory={OBJECT_STORE_BYTES}",
         "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0", "--disable-usage-stats",
+        "--include-log-monitor=false",
         f"--temp-dir={folder}",
     ]  # fmt: skip
 
@@ -142,7 +141,7 @@ def run_node(role: Role, address: str) -> int:
         raise ConfigError(f"ray is not installed on {_here()}; pip install ray")
     own, cores = _own_address(), cores_of_node(os.environ)
     environment = ray_environment(os.environ)
-    folder = ray_folder(os.environ.get("PRETRAIN_SCRATCH"), _job()[0])
+    folder = ray_folder(os.environ.get("PRETRAIN_SCRATCH"), job_and_restart()[0])
     _new_folder(folder)
     said = folder / "said"
     with said.open("wb") as output:
@@ -207,7 +206,7 @@ def _start(
 def _passed_on(
     signals: Mapping[signal.Signals, signal.Signals], process: "subprocess.Popen[Any]"
 ) -> Iterator[list[int]]:
-    """Within it signals are handed on to a process, afterwards ignored; the list grows by each that came."""
+    """Within it signals are handed on to a process, and ignored afterwards; the list grows by each that came."""
     came: list[int] = []
 
     def hand_on(number: int, _: object) -> None:
@@ -217,20 +216,15 @@ def _passed_on(
     for number in signals:
         signal.signal(number, hand_on)
     yield came
-    for number in signals:  # said again while the interpreter ends, one would kill it
-        signal.signal(number, signal.SIG_IGN)
+    _ignore(signals)
 
 
 def prepare(address: str, nodes: Sequence[str], arguments: Sequence[str]) -> int:
-    """`pretrain prepare` on a cluster that is being started. What needs no cluster to be told is told before it is waited for."""
+    """`pretrain prepare` on a cluster that is being started, or at once where nothing is left to do."""
     _stop_on_signals()
     from data_prep.folder import finished_manifest
-    from launch.commands import check_preparation
-    from pretrain.config import load_config
 
-    chosen = build_parser().parse_args(["prepare", *arguments, "--backend", "ray", "--address", address])
-    config = load_config(chosen.config, chosen.overrides)
-    check_preparation(config)
+    chosen, config = understood([*arguments, "--backend", "ray", "--address", address])
     if finished_manifest(config.data) is not None:
         return chosen.handler(chosen) or 0
     from data_prep.ray_tasks import all_nodes
@@ -242,114 +236,43 @@ def prepare(address: str, nodes: Sequence[str], arguments: Sequence[str]) -> int
 
 
 def _stop_on_signals() -> None:
-    for number in (signal.SIGUSR1, signal.SIGTERM):
+    for number in _STOPS:
         signal.signal(number, _stop)
 
 
 def _stop(*_: object) -> NoReturn:
-    for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for number in _STOPS:
+        signal.signal(number, lambda *_: None)  # one that came with this one may still be told
     raise Preempted("told to stop; finished tasks are kept, and the same command goes on from there")
 
 
-# what comes next
+def _ignore(signals: Iterable[signal.Signals]) -> None:
+    """Said again while the interpreter ends, a signal that has a handler would kill it."""
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What the job does after the preparation has ended."""
+def begin(arguments: Sequence[str]) -> str:
+    """`host:port` of the head of this job's cluster, on whose node this runs.
 
-    action: Literal["requeue", "stop"]
-    exit_code: int
-    message: str
-    faults: int = 0
-    """In a row, without a newly finished task, this one included."""
-
-
-def decide(code: int, asked: bool, policy: str, faults: int, max_faults: int) -> Decision:
-    """What to do after the driver has ended.
-
-    Args:
-        code: of the driver, or what srun made of it.
-        asked: the job was told to give its nodes back.
-        policy: PRETRAIN_REQUEUE.
-        faults: in a row before this one, without a newly finished task.
-        max_faults: how many of them a job may have.
+    Raises ConfigError or DataError for all that can be told before there is a cluster.
     """
-    if code == 0 or code in _FINAL:
-        return Decision("stop", code, "done" if code == 0 else "stops: it would end the same way again")
-    if asked or code == Preempted.exit_code:
-        return _again(Decision("requeue", Preempted.exit_code, "preempted"), policy)
-    told = f"fault {faults + 1} of {max_faults} without a newly finished task (exit code {code})"
-    if faults + 1 > max_faults:
-        return Decision("stop", RankFault.exit_code, f"given up, {told}", faults + 1)
-    return _again(Decision("requeue", RankFault.exit_code, told, faults + 1), policy)
+    from data_prep.folder import finished_manifest
+    from launch.commands import check_preparation
 
-
-def _again(decision: Decision, policy: str) -> Decision:
-    if policy == "requeue":
-        return Decision("requeue", decision.exit_code, f"to be queued again: {decision.message}", decision.faults)
-    return Decision("stop", decision.exit_code, f"ends, to be submitted again: {decision.message}", decision.faults)
-
-
-def ended(code: int, asked: bool, arguments: Sequence[str]) -> int:
-    """Prints what the job does next, and notes why. Raises nothing: a job that cannot note it stops with the driver's code."""
-    policy, limit = os.environ.get("PRETRAIN_REQUEUE") or "requeue", os.environ.get("PRETRAIN_MAX_FAULTS") or "3"
-    try:
-        events, finished = _events_and_finished(arguments)
-        before = [row for row in read_json_lines(events) if row.get("kind") == "preparation"][-1:]
-        row = before[0] if before and before[0].get("finished") == finished else {}
-        decision = decide(code, asked, policy, int(row.get("faults", 0)), int(limit))
-        job, restart = _job()
-        note = {"exit_code": decision.exit_code, "faults": decision.faults, "finished": finished}
-        append_json_line(
-            events,
-            {
-                "kind": "preparation",
-                "message": decision.message,
-                **note,
-                "job": job,
-                "restart": restart,
-                "time": time.time(),
-            },
-        )
-    except (ConfigError, DataError, StorageError, OSError, ValueError) as error:
-        decision = Decision("stop", code, f"stops, for what comes next cannot be noted: {error}")
-    print(f"job {os.environ.get('SLURM_JOB_ID')}: {decision.message}", file=sys.stderr, flush=True)
-    print(decision.action, decision.exit_code)
-    return 0
-
-
-def _events_and_finished(arguments: Sequence[str]) -> tuple[Path, int]:
-    """The file of the run's events, and how many tasks of its preparation are finished."""
-    from data_prep.folder import RECORDS_NAME
-    from pretrain.config import load_config
-
-    chosen = build_parser().parse_args(["prepare", *arguments])
-    config = load_config(chosen.config, chosen.overrides)
-    run_dir = Path(os.environ.get("PRETRAIN_RUN_DIR") or config.run_dir)
-    return run_dir / EVENTS_FILE, sum(1 for _ in (config.data.folder / RECORDS_NAME).glob("*/*.npz"))
-
-
-def _job() -> tuple[int, int]:
-    """(number, restarts) of the Slurm job. Raises ConfigError outside of one."""
-    with suppress(KeyError, ValueError):
-        return int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    raise ConfigError("SLURM_JOB_ID is not set: this runs inside a job of slurm/prepare.sbatch")
-
-
-def head_address() -> str:
-    """`host:port` of the head of this job's cluster, on whose node this runs. Raises ConfigError, also for too deep a scratch."""
-    job, restart = _job()
+    job, restart = job_and_restart()
     ray_folder(os.environ.get("PRETRAIN_SCRATCH"), job)
-    return f"{_own_address()}:{port_of(job, restart)}"
+    _, config = understood(arguments)
+    check_preparation(config)
+    finished_manifest(config.data)
+    return f"{_own_address()}:{port_of(job, restart, PORT_SLOT)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """One of the commands above."""
     parser = argparse.ArgumentParser(prog="python -m launch.ray_cluster", description="Ray inside a Slurm job.")
     roles = parser.add_subparsers(dest="role", required=True)
-    roles.add_parser("address")
+    roles.add_parser("begin")
     for role in ("head", "worker", "driver", "prepare"):
         added = roles.add_parser(role)
         added.add_argument("--address", required=True)
@@ -365,13 +288,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         match chosen.role:
-            case "address":
-                print(head_address())
+            case "begin":
+                print(begin(rest))
                 return 0
             case "driver":
                 return run_driver(chosen.address, chosen.nodes, rest)
             case "prepare":
-                return prepare(chosen.address, chosen.nodes, rest)
+                try:
+                    return prepare(chosen.address, chosen.nodes, rest)
+                finally:
+                    _ignore(_STOPS)
             case "ended":
                 return ended(chosen.code, chosen.asked, rest)
             case role:

@@ -149,7 +149,7 @@ def outcome_of(code: int, asked: bool, facts: JobFacts, events: Sequence[Row], a
         if asked and code not in (0, *_FINAL, RankFault.exit_code):
             return Outcome(Preempted.exit_code, f"asked to stop before the ranks trained (srun ended with {code})")
         return Outcome(code, f"srun ended with {code}", trained=code == 0)
-    said, message = _int(ended.get("exit_code")), str(ended.get("message", "")).strip()
+    said, message = _int(ended.get("exit_code")), str(ended.get("message", "")).partition("\n")[0]
     if said == 0 and code != 0:
         if asked:
             return Outcome(

@@ -78,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train(chosen.run, chosen.generation, StopSignals.install())
         end_world()
 
-    return run_rank(work, chosen.run, chosen.generation, int(os.environ.get("RANK", "0")))
+    code = run_rank(work, chosen.run, chosen.generation, int(os.environ.get("RANK", "0")))
+    StopSignals.dismiss()
+    return code
 
 
 def train(run_dir: Path, generation: int, stop: StopSignals) -> None:

@@ -55,5 +55,12 @@ class StopSignals:
         accept_signals()
         return signals
 
+    @staticmethod
+    def dismiss() -> None:
+        """Ignores the signals from now on. Python takes its handlers down before the process ends, and a scheduler that asks
+        twice would then kill what has just saved: a fault where there was none."""
+        for number in _REASONS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.reason = max(self.reason, _REASONS[signal.Signals(number)])

@@ -1,11 +1,14 @@
 """A config with a data folder that the launcher accepts; no rank of these tests reads it."""
 
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.data.folders import text_documents, write_folder
+from tests.launch.driver import Launcher, Way
 from tests.launch.slurm_fakes import FakeSlurm
 
 SMALL = """
@@ -43,3 +46,18 @@ def config_file(tmp_path: Path, _data: Path) -> Path:
 def _ranks_find_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
     root = str(Path(__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", root)
+
+
+@pytest.fixture
+def start(config_file: Path, tmp_path: Path) -> Iterator[Callable[..., Launcher]]:
+    """Starts a launcher whose ranks are of a mode; further arguments are those of `Way`."""
+    launchers: list[Launcher] = []
+
+    def started(mode: str, **way: Any) -> Launcher:
+        errors = tmp_path / f"launcher-{len(launchers)}.err"
+        launchers.append(Launcher(config_file, tmp_path / "run", errors, Way(mode, **way)))
+        return launchers[-1]
+
+    yield started
+    for launcher in launchers:
+        launcher.close()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from launch.own_address import address_of_node, port_on_all_addresses, start_held_to
+from launch.own_address import address_of_node, interfaces_meant, port_on_all_addresses, start_held_to
 from pretrain.errors import ConfigError
 
 OWN = "127.0.0.7"
@@ -72,6 +72,22 @@ def test_the_address_of_a_node_is_that_of_the_named_interface() -> None:
     assert address_of_node("n1", "lo") == "127.0.0.1"
     with pytest.raises(ConfigError, match=r"^PRETRAIN_INTERFACE=ib7: n1 has no such interface, but .*\blo\b"):
         address_of_node("n1", "ib7")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [
+        ("ib0", ["ib0", "ib01"]),
+        ("ib", ["ib01", "ib0"]),
+        ("=ib0", ["ib0"]),
+        ("eth,ib0", ["ib0", "ib01", "eth0"]),
+        ("^docker,ib", ["eth0"]),
+        ("^=ib0", ["ib01", "eth0", "docker0"]),
+        ("mlx", []),
+    ],
+)
+def test_interfaces_are_named_as_for_nccl(pattern: str, meant: list[str]) -> None:
+    assert interfaces_meant(pattern, ["lo", "ib01", "ib0", "eth0", "docker0"]) == meant
 
 
 @pytest.mark.parametrize("found", ["127.0.1.1", None])

@@ -1,6 +1,5 @@
-"""Ray inside a Slurm job: command lines, folders, what comes after a fault, and a driver that is told to stop."""
+"""Ray inside a Slurm job: command lines, folders, what is told before, and a driver that is told to stop."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.ray_cluster import Decision, decide, last_words, main, port_of, ray_command, ray_environment, ray_folder
+from launch.ray_cluster import PORT_SLOT, last_words, main, ray_command, ray_environment, ray_folder
+from launch.slurm_job import port_of
 from pretrain.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +22,12 @@ def in_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     for name in ("SLURM_RESTART_COUNT", "PRETRAIN_REQUEUE", "PRETRAIN_MAX_FAULTS", "PRETRAIN_RUN_DIR"):
         monkeypatch.delenv(name, raising=False)
+
+
+def to_prepare(config_file: Path) -> list[str]:
+    """The config with something to prepare."""
+    corpus = {"data.prepare": "{corpus: {source: text, paths: [/etc]}}", "data.dir": str(config_file.parent / "new")}
+    return [str(config_file), *(word for field, value in corpus.items() for word in ("--set", f"{field}={value}"))]
 
 
 def test_nodes_of_a_cluster_have_their_own_address_and_no_secret_on_the_command_line(
@@ -43,12 +49,6 @@ def test_a_cluster_without_a_token_is_not_started() -> None:
     assert found["RAY_AUTH_MODE"] == "token" and found["RAY_USAGE_STATS_ENABLED"] == "0" and "RAY_ADDRESS" not in found
 
 
-def test_ports_differ_between_jobs_and_restarts_and_are_not_ephemeral() -> None:
-    ports = [port_of(job, restart) for job in range(100, 110) for restart in range(3)]
-    assert len(set(ports)) == len(ports)
-    assert all(20_000 <= port < 32_768 for port in ports)
-
-
 def test_a_scratch_too_deep_for_sockets_is_refused() -> None:
     assert ray_folder(None, 12345678) == Path("/tmp/ray12345678")
     longest = "/" + 28 * "s"
@@ -57,52 +57,18 @@ def test_a_scratch_too_deep_for_sockets_is_refused() -> None:
         ray_folder(longest + "s", 12345678)
 
 
-@pytest.mark.parametrize(
-    ("code", "asked", "policy", "faults", "expected"),
-    [
-        (0, True, "requeue", 0, ("stop", 0)),
-        (2, True, "requeue", 0, ("stop", 2)),
-        (3, False, "requeue", 0, ("stop", 3)),
-        (5, False, "requeue", 0, ("stop", 5)),
-        (75, False, "requeue", 3, ("requeue", 75)),
-        (137, True, "requeue", 3, ("requeue", 75)),
-        (75, True, "chain", 0, ("stop", 75)),
-        (70, False, "requeue", 2, ("requeue", 70)),
-        (1, False, "requeue", 2, ("requeue", 70)),
-        (70, False, "requeue", 3, ("stop", 70)),
-        (70, False, "never", 0, ("stop", 70)),
-    ],
-)
-def test_what_comes_after_the_driver(
-    code: int, asked: bool, policy: str, faults: int, expected: tuple[str, int]
-) -> None:
-    decision: Decision = decide(code, asked, policy, faults, max_faults=3)
-    assert (decision.action, decision.exit_code) == expected
-
-
-def test_faults_are_counted_until_a_task_is_finished(
+def test_what_needs_no_cluster_to_be_told_is_told_before_there_is_one(
     in_a_job: None, config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PRETRAIN_MAX_FAULTS", "2")
-    records = config_file.parent / "data" / "records" / "ab"
-    records.mkdir(parents=True)
-
-    def after_a_fault() -> str:
-        assert main(["ended", "--code", "70", "--", str(config_file)]) == 0
-        return capsys.readouterr().out
-
-    assert [after_a_fault(), after_a_fault()] == 2 * ["requeue 70\n"]
-    (records / "ab12.npz").touch()
-    assert [after_a_fault() for _ in range(3)] == ["requeue 70\n", "requeue 70\n", "stop 70\n"]
-    rows = [json.loads(line) for line in (config_file.parent / "run" / "events.jsonl").read_text().splitlines()]
-    assert [row["faults"] for row in rows] == [1, 2, 1, 2, 3]
-    assert {(row["kind"], row["job"], row["restart"]) for row in rows} == {("preparation", 7, 0)}
-
-
-def test_a_wrong_config_stops_the_job_with_the_drivers_code(in_a_job: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ended", "--code", "2", "--", "no-such.yaml"]) == 0
-    said = capsys.readouterr()
-    assert said.out == "stop 2\n" and "no-such.yaml" in said.err
+    monkeypatch.setenv("PRETRAIN_INTERFACE", "lo")
+    given = to_prepare(config_file)
+    assert main(["begin", "--", *given]) == 0
+    assert capsys.readouterr().out == f"127.0.0.1:{port_of(7, 0, PORT_SLOT)}\n"
+    assert main(["begin", "--", *given, "--set", "data.sequence_lenght=3"]) == 2
+    assert main(["begin", "--", *given, "--set", f"data.dir={config_file.parent}"]) == 3
+    monkeypatch.setenv("PRETRAIN_SCRATCH", "/" + 90 * "s")
+    assert main(["begin", "--", *given]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_of_what_ray_said_the_errors_are_told() -> None:
@@ -112,12 +78,10 @@ def test_of_what_ray_said_the_errors_are_told() -> None:
 
 def test_a_driver_that_is_told_to_stop_ends_as_preempted(config_file: Path) -> None:
     """While it waits for nodes that never come; started deaf to the signal, as in a job."""
-    prepare = {"data.prepare": "{corpus: {source: text, paths: [/etc]}}", "data.dir": str(config_file.parent / "new")}
-    given = [word for field, value in prepare.items() for word in ("--set", f"{field}={value}")]
     own = [sys.executable, "-m", "launch.ray_cluster", "prepare", "--address", "127.0.0.1:9", "--nodes", "n1", "--"]
     deaf = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        driver = subprocess.Popen([*own, config_file, *given], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        driver = subprocess.Popen([*own, *to_prepare(config_file)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     finally:
         signal.signal(signal.SIGUSR1, deaf)
     with driver:

@@ -30,7 +30,7 @@ def ended(generation: int, exit_code: int, node: str | None = None) -> dict[str,
         "kind": "launch_ended",
         "generation": generation,
         "exit_code": exit_code,
-        "message": "told",
+        "message": "told\nand how to go on",
         "rank": 1,
         "node": node,
     }
@@ -141,7 +141,7 @@ def test_the_command_writes_one_line_for_the_script_and_a_row_for_the_run(
     assert main(["launch", "--code", "143", *hosts]) == 0
     said = capsys.readouterr()
     assert said.out == "requeue 70 n2\n"
-    assert said.err.startswith("job 7: queued again, without n2; fault 1")
+    assert said.err == "job 7: queued again, without n2; fault 1 in a row without a new checkpoint: told\n"
     row = read_json_lines(tmp_path / "events.jsonl")[-1]
     assert (row["kind"], row["job"], row["restart"], row["action"], row["excluded"]) == ("job", 7, 1, "requeue", ["n2"])
     monkeypatch.setenv("PRETRAIN_REQUEUE", "always")

@@ -71,16 +71,15 @@ class Story:
     nodes: dict[str, dict]
     """By node, while the cluster was up: what LOOK writes."""
     token: str
-    strangers: dict[str, str]
-    """What was said to clients without the token, by how they came."""
+    stranger: str
+    """What was said to a client without the token, on another node."""
     friend: str
-    """What was said to one with it, on another node."""
+    """The same of one with it."""
     folder: Path
     log: str
     job: Job
     wrong: Job
     wrong_log: str
-    history: list[str]
 
 
 def _sbatch(cluster: Cluster, folder: Path, nodes: str, *arguments: str) -> int:
@@ -112,7 +111,7 @@ def story(_session_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -
 def _tell(cluster: Cluster, folder: Path) -> Story:
     number = _sbatch(cluster, folder, "n1,n2,n3")
     wrong = _sbatch(cluster, folder, "n4", "--set", f"data.dir={folder}/strange")
-    ended_wrong = cluster.wait_for(wrong, "FAILED", "COMPLETED", "PENDING", timeout=200)
+    ended_wrong = cluster.wait_for(wrong, "FAILED", "COMPLETED", timeout=200)
     cluster.wait_until(
         lambda: "nodes have joined" in _log(folder, number), 300, "Ray is up", lambda: _log(folder, number)
     )
@@ -123,20 +122,25 @@ def _tell(cluster: Cluster, folder: Path) -> Story:
 
     def client(environment: dict[str, str], name: str) -> str:
         """`pretrain prepare` by address on another node; its exit code is the last word."""
-        config = [str(folder / "small.yaml"), "--set", f"data.dir={folder}/{name}", "--address", address]
+        config = [
+            str(folder / "small.yaml"),
+            "--set",
+            f"data.dir={folder}/{name}",
+            "--address",
+            address,
+            "--workers",
+            "2",
+        ]
         argv = [sys.executable, "-m", "launch", "prepare", *config]
         done = cluster.run("n2", argv, env=environment, cwd=folder, timeout=300)
         return f"{done.stdout}{done.stderr}{done.returncode}"
 
-    strangers = {
-        "without": client({}, "without"),
-        "another": client({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": 32 * "x"}, "another"),
-    }
+    stranger = client({}, "without")
     friend = client({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}, "by-address")
     signal_driver(cluster, "CONT")
-    job = cluster.wait_for(number, "COMPLETED", "FAILED", "PENDING", timeout=300)
+    job = cluster.wait_for(number, "COMPLETED", "FAILED", timeout=300)
     logs = _log(folder, number), _log(folder, wrong)
-    return Story(nodes, token, strangers, friend, folder, logs[0], job, ended_wrong, logs[1], cluster.history(wrong))
+    return Story(nodes, token, stranger, friend, folder, logs[0], job, ended_wrong, logs[1])
 
 
 def signal_driver(cluster: Cluster, name: str) -> None:
@@ -172,11 +176,10 @@ def test_the_token_is_of_this_job_and_on_no_command_line_and_in_no_log(story: St
     assert story.token not in story.log
 
 
-@pytest.mark.parametrize("how", ["without", "another"])
-def test_a_client_without_the_token_is_refused(story: Story, how: str) -> None:
-    assert "asks for another token; set RAY_AUTH_MODE=token" in story.strangers[how]
-    assert story.strangers[how].endswith("2")
-    assert not list((story.folder / how).glob("*.json"))
+def test_a_client_without_the_token_is_refused(story: Story) -> None:
+    assert "asks for another token; set RAY_AUTH_MODE=token" in story.stranger
+    assert story.stranger.endswith("2")
+    assert not list((story.folder / "without").glob("*.json"))
 
 
 def test_a_client_with_the_token_prepares_by_address_from_another_node(story: Story) -> None:
@@ -187,4 +190,4 @@ def test_a_client_with_the_token_prepares_by_address_from_another_node(story: St
 def test_wrong_data_end_the_job_with_their_code_and_no_second_start(story: Story) -> None:
     assert (story.wrong.state, story.wrong.exit_code, story.wrong.restarts) == ("FAILED", 3, 0), story.wrong_log
     assert "data.dir is not empty" in story.wrong_log
-    assert "it would end the same way again" in story.wrong_log
+    assert "Ray" not in story.wrong_log, "no cluster was started"

@@ -1,5 +1,7 @@
 """Jobs of slurm/train.sbatch with the real trainer, through what happens to jobs: bad nodes, time limits, deaths, preemption."""
 
+import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 
 from pretrain.files import read_json_lines
 from tests.slurm.cluster import SCRATCH, Cluster
+from tests.slurm.jobs import Job
 from tests.slurm.training import Training, write_data
 
 STEPS = 24
@@ -23,6 +26,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("runs")
     write_data(made)
     return made
+
+
+def nodes_of(job: Job) -> list[str]:
+    """The two nodes of a job, of a set as Slurm writes it: n[1-2], n[1,3]."""
+    first, last = job.nodes.removeprefix("n[").removesuffix("]").replace("-", ",").split(",")
+    return [f"n{first}", f"n{last}"]
 
 
 @contextmanager
@@ -59,40 +68,46 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
 ) -> None:
     """A killed rank, the time limit, a killed node, preemption: one after the other in one run, which loses nothing."""
     run = Training(cluster, folder, "tried", steps=STEPS, interval=INTERVAL)
-    number = run.submit("--time=60")
+    number, draw = run.submit("--time=60"), random.Random(5)
 
     run.wait_for_step(2, START_S)
     refused = Training(cluster, folder, "refused", steps=STEPS, interval=INTERVAL)
     refusal = refused.submit("--nodes=1")
     with run.stopped():  # Slurm looks for jobs whose time is over twice a minute
         cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=5"])
-        cluster.wait_until(lambda: "USR1: finishing" in run.log.read_text(), 60, "told of the limit", run.said)
-    cluster.wait_until(lambda: cluster.job(number).restarts == 1, 60, "queued again at the time limit", run.said)
+        run.wait_until(lambda: "USR1: finishing" in run.log.read_text(), 60, "told of the limit")
+    run.wait_until(lambda: cluster.job(number).restarts == 1, 60, "queued again at the time limit")
     cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=60"])
     limit = run.step()
     assert cluster.wait_for(refusal, "FAILED", timeout=START_S).exit_code == 2, refused.said()
     assert (cluster.job(refusal).restarts, refused.events("job")[-1]["action"]) == (0, "stop")
     assert "layout" in refused.log.read_text()
 
-    run.wait_for_step(limit + INTERVAL + 1, START_S)
-    cluster.kill_node(cluster.job(number).fields["BatchHost"])
-    cluster.wait_until(lambda: cluster.job(number).restarts == 2, 60, "queued again without its node", run.said)
+    run.wait_for_step(limit + INTERVAL + draw.randint(0, INTERVAL - 1), START_S)
+    time.sleep(draw.uniform(0, 0.5))  # any phase of a step
+    before = max(step for step, _ in run.committed())
+    cluster.kill_node(node := draw.choice(nodes_of(cluster.job(number))))
+    run.wait_until(lambda: cluster.job(number).restarts == 2, 60, f"queued again without {node}")
     killed = run.step()
 
-    run.wait_for_step(killed + 2, START_S)
+    run.wait_for_step(killed + 1, START_S)
+    rank = draw.randrange(4)
+    saving = run.kill_while_saving(rank, START_S)
+    run.wait_for_step(saving + 2, START_S)
     urgent = cluster.submit("#!/bin/bash\n", "-N2", "--partition=urgent", "--output=/dev/null", folder=folder)
-    cluster.wait_until(lambda: cluster.job(number).restarts == 3, 60, "queued again for an urgent job", run.said)
+    run.wait_until(lambda: cluster.job(number).restarts == 3, 60, "queued again for an urgent job")
     preempted = run.step()
     cluster.wait_for(urgent, "COMPLETED", timeout=60)
 
     done = cluster.wait_for(number, "COMPLETED", "FAILED", timeout=START_S)
     assert done.state == "COMPLETED", run.said()
-    print(run.said())
     starts = run.starts()
     assert starts[0] == (1, limit)
     assert starts[1] == (limit + 1, killed)
-    assert starts[2] == (killed // INTERVAL * INTERVAL + 1, preempted)
-    assert starts[3] == (preempted + 1, STEPS)
+    assert starts[2][0] in (before + 1, before + INTERVAL + 1), "lost is what came after the last checkpoint"
+    assert starts[3] == (saving - INTERVAL + 1, preempted)
+    assert starts[4] == (preempted + 1, STEPS)
+    assert [event["rank"] for event in run.events("restart")] == [rank]
     assert run.losses() == twin
     assert len({folder.name.rpartition("-")[2] for folder in (run.run_dir / "wandb").glob("offline-run-*")}) == 1
 
@@ -107,8 +122,8 @@ def test_a_node_that_was_cut_off_commits_nothing_and_the_job_goes_on_elsewhere(c
         before = run.committed()
         cluster.cut_off(node)
         attempts = run.run_dir / "attempts.jsonl"
-        cluster.wait_until(lambda: len(read_json_lines(attempts)) == 2, START_S, "the next start", run.said)
-    cluster.wait_until(lambda: "(1) stops without saving" in run.log.read_text(), START_S, "fenced out", run.said)
+        run.wait_until(lambda: len(read_json_lines(attempts)) == 2, START_S, "the next start")
+    run.wait_until(lambda: "(1) stops without saving" in run.log.read_text(), START_S, "fenced out")
     done = cluster.wait_for(number, "COMPLETED", "FAILED", timeout=START_S)
     cluster.reconnect(node)
     cluster.wait_for_nodes("idle", [node], timeout=60)

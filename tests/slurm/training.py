@@ -1,9 +1,12 @@
 """Tiny runs under slurm/train.sbatch, and what they leave behind."""
 
 import json
+import os
 import random
+import signal
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,7 @@ class Training:
         self.run_dir = folder / name
         self.config = folder / f"{name}.yaml"
         self.config.write_text(CONFIG.format(folder=folder, name=name, stages=nodes, steps=steps, interval=interval))
+        self.number = 0
         self.log = Path()
 
     def submit(self, *options: str, env: Mapping[str, str] | None = None, overrides: tuple[str, ...] = ()) -> int:
@@ -65,7 +69,7 @@ class Training:
         argv = [
             "sbatch",
             "--parsable",
-            "--nodes=2",
+            f"--nodes={self.nodes}",
             f"--chdir={self.folder}",
             *options,
             str(TEMPLATE),
@@ -73,17 +77,23 @@ class Training:
         ]
         done = self.cluster.run(CONTROLLER, [*argv, *overrides], env={**given, **(env or {})}, cwd=self.folder)
         assert done.returncode == 0, done.stderr
-        number = int(done.stdout.strip())
-        self.log = self.folder / f"slurm-{number}.out"
-        return number
+        self.number = int(done.stdout.strip())
+        self.log = self.folder / f"slurm-{self.number}.out"
+        return self.number
+
+    def wait_until(self, reached: Callable[[], bool], timeout: float, what: str) -> None:
+        """Waits for something of the running job. Fails with its log, at once where the job has failed."""
+
+        def looked() -> bool:
+            found = reached()
+            assert found or self.cluster.job(self.number).state != "FAILED", f"no {what}: {self.said()}"
+            return found
+
+        self.cluster.wait_until(looked, timeout, what, self.said)
 
     def wait_for_step(self, step: int, timeout: float) -> None:
-        """Until a step is noted. Raises ClusterFailed with the log."""
-        self.cluster.wait_until(lambda: self.step() >= step, timeout, f"step {step}", self.said)
-
-    def wait_for_event(self, kind: str, count: int, timeout: float) -> None:
-        """Until there are so many events of a kind."""
-        self.cluster.wait_until(lambda: len(self.events(kind)) >= count, timeout, f"{count} x {kind}", self.said)
+        """Until a step is noted."""
+        self.wait_until(lambda: self.step() >= step, timeout, f"step {step}")
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -93,6 +103,28 @@ class Training:
                 self.cluster.run(node, ["pkill", f"-{signum}", "-f", "pretrain[.]train"])
             if signum == "STOP":
                 yield
+
+    def ranks(self) -> dict[int, int]:
+        """Processes of the ranks that live, on whatever node, as numbered outside."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"--run\0{self.run_dir}\0".encode() in (folder / "cmdline").read_bytes():
+                    variables = (folder / "environ").read_bytes().split(b"\0")
+                    found |= {int(item[5:]): int(folder.name) for item in variables if item.startswith(b"RANK=")}
+            except OSError:
+                continue
+        return found
+
+    def kill_while_saving(self, rank: int, timeout: float) -> int:
+        """Kills a rank as soon as the next checkpoint's folder is there; the step of the checkpoint."""
+        victim, checkpoints = self.ranks()[rank], self.run_dir / "checkpoints"
+        before, end = set(checkpoints.glob("*/*")), time.monotonic() + timeout
+        while not (begun := set(checkpoints.glob("*/*")) - before):
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.001)
+        os.kill(victim, signal.SIGKILL)
+        return int(begun.pop().parent.name.removeprefix("step-"))
 
     def step(self) -> int:
         """The newest step that was noted; 0 before the first."""

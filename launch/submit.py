@@ -157,7 +157,8 @@ def _judged(
     config: RunConfig, cluster: ClusterSettings, arguments: Namespace
 ) -> tuple[RunConfig, World, tuple[str, ...]]:
     """The config as the job's nodes will resolve it, the ranks it is started with, and doubts about its data."""
-    machine = Machine(cores=cluster.cpus_per_node, gpus=min(cluster.gpus_per_node, cluster.full_ranks))
+    # As many of either as a node takes ranks, for `auto` fills what is there.
+    machine = Machine(cores=cluster.full_ranks, gpus=min(cluster.gpus_per_node, cluster.full_ranks))
     world = world_of(config, cluster, arguments.nodes)
     launch = Launch(world, allow_change=tuple(arguments.allow_change))
     resolved = check_before_data(config, launch, machine)

@@ -336,6 +336,16 @@ def _plain_variables(tmp_path: Path, cluster_file: str) -> dict[str, str]:
     return environment(job_on(load_cluster(cluster_file), ranks=1))
 
 
+def test_a_node_gets_no_more_ranks_than_it_takes(
+    config_file: Path, cluster_file: str, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four cores would have room for two stages of both data ranks; a node of this cluster takes two."""
+    words = ["--set", "layout.dp=2", "--set", "layout.pp=auto", "--set", "layout.zero_stage=1"]
+    assert main(["submit", str(config_file), "--cluster", cluster_file, *words]) == 0
+    assert "1 node(s) x 2 ranks" in capsys.readouterr().out
+    assert slurm.calls[0][1]["PRETRAIN_RANKS_PER_NODE"] == "2"
+
+
 def test_a_run_that_is_done_is_not_queued(
     config_file: Path,
     cluster_file: str,

@@ -72,10 +72,9 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
 
     run.wait_for_step(2, START_S)
     refused = Training(cluster, folder, "refused", steps=STEPS, interval=INTERVAL)
-    refusal = refused.submit("--nodes=1")
-    with run.stopped():  # Slurm looks for jobs whose time is over twice a minute
+    with run.held_until_told():  # Slurm looks for jobs whose time is over twice a minute
+        refusal = refused.submit("--nodes=1")
         cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=5"])
-        run.wait_until(lambda: "USR1: finishing" in run.log.read_text(), 60, "told of the limit")
     run.wait_until(lambda: cluster.job(number).restarts == 1, 60, "queued again at the time limit")
     cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=60"])
     limit = run.step()
@@ -94,7 +93,8 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
     rank = draw.randrange(4)
     saving = run.kill_while_saving(rank, START_S)
     run.wait_for_step(saving + 2, START_S)
-    urgent = cluster.submit("#!/bin/bash\n", "-N2", "--partition=urgent", "--output=/dev/null", folder=folder)
+    with run.held_until_told():
+        urgent = cluster.submit("#!/bin/bash\n", "-N3", "--partition=urgent", "--output=/dev/null", folder=folder)
     run.wait_until(lambda: cluster.job(number).restarts == 3, 60, "queued again for an urgent job")
     preempted = run.step()
     cluster.wait_for(urgent, "COMPLETED", timeout=60)

@@ -104,6 +104,18 @@ class Training:
             if signum == "STOP":
                 yield
 
+    @contextmanager
+    def held_until_told(self) -> Iterator[None]:
+        """Within it Slurm is brought to ask for the nodes; ranks get no step further until their launchers have heard it."""
+
+        def told() -> int:
+            return self.log.read_text().count("USR1: finishing the step")
+
+        before = told()
+        with self.stopped():
+            yield
+            self.wait_until(lambda: told() > before, 90, "word that the nodes are wanted back")
+
     def ranks(self) -> dict[int, int]:
         """Processes of the ranks that live, on whatever node, as numbered outside."""
         found = {}

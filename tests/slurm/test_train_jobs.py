@@ -105,7 +105,9 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
     assert starts[0] == (1, limit)
     assert starts[1] == (limit + 1, killed)
     assert starts[2][0] in (before + 1, before + INTERVAL + 1), "lost is what came after the last checkpoint"
-    assert starts[3] == (saving - INTERVAL + 1, preempted)
+    assert starts[3] in ((saving - INTERVAL + 1, preempted), (saving + 1, preempted)), (
+        "killed within the save, or just after it"
+    )
     assert starts[4] == (preempted + 1, STEPS)
     assert [event["rank"] for event in run.events("restart")] == [rank]
     assert run.losses() == twin

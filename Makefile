@@ -3,11 +3,11 @@
 #
 # PYTHON           the interpreter that makes .venv (3.11 to 3.13)
 # TORCH_INDEX_URL  an index that has the build of torch you want, if your default index gives another one
-# TEST_WORKERS     processes of the test suite
+# TEST_WORKERS     processes of the test suite; one more than two cores, for many tests wait
 
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= 3
 PYTEST_ARGS ?=
 
 VENV := .venv

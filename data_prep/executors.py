@@ -36,9 +36,13 @@ class Executor(Protocol):
     Functions stand at the top of a module; tasks and results can be pickled, and `str(task)` names its files.
     """
 
-    name: str
     deaths: int
     """Workers that died and were replaced, as far as the executor is told."""
+
+    @property
+    def name(self) -> str:
+        """Who works, for people."""
+        ...
 
     def look_at(self, folder: Path) -> None:
         """Makes sure that workers see a folder. Raises DataError, naming the one that does not."""

@@ -10,8 +10,8 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,7 @@ CONNECT_S = 10.0
 HEAD_CHECK_S = 5.0
 HEAD_CHECKS = 3
 """How often in a row the head may not answer."""
+LOOK_S = 0.2
 START_ATTEMPTS = 3
 """Ray gives its own processes 30 s to come up, which a busy machine exceeds at times."""
 
@@ -54,7 +55,13 @@ class RayTasks:
         self._joined = False
         self._head: tuple[str, int] | None = None
         self._owned = ExitStack()
-        self.name = "ray"
+        self._hosts: set[str] = set()
+        self._name = "ray"
+
+    @property
+    def name(self) -> str:
+        """Who works; with the machines that finished a task, where they were several."""
+        return f"{self._name} on {len(self._hosts)} nodes" if len(self._hosts) > 1 else self._name
 
     def __enter__(self) -> Self:
         with self._owned as owned:
@@ -75,7 +82,7 @@ class RayTasks:
                 owned.callback(ray.shutdown)
                 workers = self._workers or available_cores()
                 self._start(folder, workers)
-                self._in_flight, self.name = TASKS_IN_FLIGHT_PER_CORE * workers, f"ray, {workers} workers"
+                self._in_flight, self._name = TASKS_IN_FLIGHT_PER_CORE * workers, f"ray, {workers} workers"
             self._head = _head_address()
             self._owned = owned.pop_all()
         return self
@@ -85,15 +92,16 @@ class RayTasks:
         self._joined = True
         cores = int(resources.get("CPU", 1))
         self._in_flight = self._workers or TASKS_IN_FLIGHT_PER_CORE * cores
-        self.name = f"ray, {self._workers or cores} workers"
+        self._name = f"ray, {self._workers or cores} workers"
 
     def _connect(self, address: str) -> None:
         import ray
 
         try:
-            if (place := _host_and_port(address.removeprefix("ray://"))) is not None:
-                socket.create_connection(place, timeout=CONNECT_S).close()  # Ray would try for minutes
+            _check_reachable(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConfigError:
+            raise
         except Exception as error:  # OSError, RuntimeError or ValueError, whatever part of it failed
             ray.shutdown()
             raise ConfigError(
@@ -167,7 +175,9 @@ class RayTasks:
                 looked = time.monotonic()
             for reference in done:
                 place, name = running.pop(reference)
-                yield place, self._result(reference, name)
+                host, result = self._result(reference, name)
+                self._hosts.add(host)
+                yield place, result
 
     def _result(self, reference: Any, name: str) -> Any:
         import ray
@@ -200,6 +210,57 @@ class RayTasks:
 
     def __exit__(self, *details: Any) -> None:
         self._owned.close()
+
+
+@contextmanager
+def all_nodes(address: str, nodes: Sequence[str], wait_s: float) -> Iterator[None]:
+    """Within it this process is connected to a Ray cluster that is just being started, with all of its nodes.
+
+    Args:
+        address: `host:port` of the head.
+        nodes: the names that they are started with (`ray start --node-name`).
+        wait_s: how long they may take.
+
+    Raises RankFault with the names of those that did not come.
+    """
+    import ray
+
+    with ExitStack() as owned:
+        if not ray.is_initialized():
+            owned.callback(ray.shutdown)
+        end, missing = time.monotonic() + wait_s, set(nodes)
+        while missing:
+            if time.monotonic() > end:
+                named = [node for node in nodes if node in missing]
+                raise RankFault(
+                    f"{len(named)} of {len(nodes)} nodes did not join the Ray cluster within {wait_s:g} s: {', '.join(named)}"
+                )
+            with suppress(Exception):  # whatever part of it is not there yet
+                if not ray.is_initialized():
+                    _check_reachable(address)
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+                missing = set(nodes) - {node["NodeName"] for node in ray.nodes() if node["Alive"]}
+            time.sleep(LOOK_S)
+        yield
+
+
+def _check_reachable(address: str) -> None:
+    """Finds in a second what Ray tries for long. Raises OSError where nobody listens, ConfigError where our token is refused."""
+    if (place := _host_and_port(address.removeprefix("ray://"))) is None:
+        return
+    socket.create_connection(place, timeout=CONNECT_S).close()
+    if "://" in address:
+        return
+    import ray.exceptions
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] (compiled)
+
+    try:
+        GcsClient(address=address)
+    except ray.exceptions.AuthenticationError:
+        raise ConfigError(
+            f"--address {address}: the Ray cluster there asks for another token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to "
+            "the one that it was started with"
+        ) from None
 
 
 def _head_address() -> tuple[str, int] | None:
@@ -249,6 +310,7 @@ def _sees(path: str) -> bool:
     return Path(path).exists()
 
 
-def _call(function: Callable[[Task], Result], task: Task) -> Result:
+def _call(function: Callable[[Task], Result], task: Task) -> tuple[str, Result]:
+    """(this machine's name, result)."""
     one_thread()
-    return function(task)
+    return socket.gethostname(), function(task)

@@ -75,11 +75,12 @@ def lead(attempts: Attempts, crew: Crew, signals: EndingSignals) -> bool:
             faults = faults.one_more(newest_step(attempts.run_dir))
             if not may_restart(cause, ended, faults, attempts.max_restarts):
                 raise cause.error(attempts.again)
+            following = attempts.register(generation)  # raises where another launch has begun: then this one is over
             told = _restart_line(cause, faults, attempts.max_restarts)
-            fields = {**end, "restarts": faults.count, "step": faults.step}
+            fields = {**end, "restarts": faults.count, "step": faults.step, "noticed": ended.noticed}
             _note(attempts.run_dir, "restart", generation, message=told, **fields)
             attempts.tell(told)
-            generation = attempts.register(generation)
+            generation = following
 
 
 @contextmanager
@@ -131,6 +132,7 @@ def _report(ended: Ended, faults: list[Fault]) -> dict[str, Any]:
     """How the ranks of a node ended, for node 0."""
     return {
         "exits": list(ended.exits.items()),
+        "noticed": ended.noticed,
         "forwarded": [signum.name for signum in ended.forwarded],
         "killed_by_user": ended.killed_by_user,
         "faults": [asdict(fault) for fault in faults[:FAULTS_TOLD]],
@@ -143,6 +145,7 @@ def _merged(generation: int, reports: Sequence[Mapping[str, Any]]) -> tuple[Ende
     for report in reports:
         whole.exits |= {int(rank): int(code) for rank, code in report["exits"]}
         whole.forwarded += [signal.Signals[name] for name in report["forwarded"]]
+        whole.noticed = min((at for at in (whole.noticed, report["noticed"]) if at is not None), default=None)
         whole.killed_by_user = whole.killed_by_user or report["killed_by_user"]
         faults |= {fault["rank"]: Fault(**fault) for fault in report["faults"]}
     return whole, sorted(faults.values(), key=lambda fault: fault.time)

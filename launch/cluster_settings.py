@@ -108,7 +108,7 @@ class ContainerSettings(Settings):
     """What starts it: srun's plugin pyxis (enroot), or apptainer."""
     image: Annotated[str, _IMAGE]
     """As `--container-image` of pyxis takes it, or apptainer's file or address. It holds Python and this package."""
-    mounts: tuple[Annotated[str, _MOUNT], ...] = ()
+    mounts: tuple[Annotated[str, _MOUNT], ...] = Field(default=(), strict=False)
     """Folders of the node that are seen inside, /outside:/inside. The run's and the data's folder must be among them."""
 
 
@@ -154,13 +154,13 @@ class ClusterSettings(Settings):
     """Reservation that is used. null: none."""
     exclusive: bool = True
     """Whole nodes. Others' work beside the ranks slows every rank of a run; false: ask for the part that the ranks take."""
-    options: tuple[Annotated[str, _OPTION], ...] = ()
+    options: tuple[Annotated[str, _OPTION], ...] = Field(default=(), strict=False)
     """Further options of sbatch, --NAME=VALUE."""
     interface: Annotated[str, _INTERFACE] | None = None
     """Network interface over which nodes find each other; keep it a private one. null: that of the node's own name."""
     scratch: Annotated[str, PATH] | None = None
     """Folder on each node's own disk. null: none is used."""
-    modules: tuple[Annotated[str, _MODULE], ...] = ()
+    modules: tuple[Annotated[str, _MODULE], ...] = Field(default=(), strict=False)
     """Loaded in the job by `module load`, in this order."""
     setup: Annotated[str, PATH] | None = None
     """A bash file that the job sources before all else, for what the fields here do not say. null: none."""
@@ -234,6 +234,8 @@ def time_leaves_no_room(time: str | None, lead_s: int) -> bool:
     return time is not None and 0 < minutes(time) * 60 <= lead_s + 60
 
 
+_OF_INTERFACE = frozenset({"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"})
+
 CLUSTER_RULES: tuple[Rule[ClusterSettings], ...] = (
     Rule(
         "nodes_have_ranks",
@@ -253,6 +255,13 @@ CLUSTER_RULES: tuple[Rule[ClusterSettings], ...] = (
         lambda c: not c.exclusive and c.memory_gib is None,
         lambda c: (
             "memory_gib is missing: with exclusive=false a job asks for its part of a node's memory; say how much there is"
+        ),
+    ),
+    Rule(
+        "interface_is_named_once",
+        lambda c: c.interface is not None and bool(_OF_INTERFACE & c.environment.keys()),
+        lambda c: (
+            f"interface={c.interface} sets {' and '.join(sorted(_OF_INTERFACE))}, which environment sets too; leave one out"
         ),
     ),
     Rule(

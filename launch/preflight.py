@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.preflight", allow_abbrev=False)
     parser.add_argument("config")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--allow-change", action="append", help="for the launcher")
     parser.add_argument("--rendezvous", required=True, metavar="HOST:PORT")
     parser.add_argument("--node-rank", type=int, required=True)
     arguments = parser.parse_args(argv)

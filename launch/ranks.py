@@ -63,6 +63,8 @@ class Ended:
     generation: int
     exits: dict[int, int] = field(default_factory=dict)
     """Ranks that failed, the first first: exit code, or the negative number of a signal."""
+    noticed: float | None = None
+    """When the first of them was seen, in seconds since the epoch."""
     forwarded: list[signal.Signals] = field(default_factory=list)
     """Signals that the launcher got and passed on."""
     killed_by_user: bool = False
@@ -207,6 +209,8 @@ class Watch:
         if not self._ended.exits and self._first_death is None:
             return True
         self._first_death = self._first_death or time.monotonic()
+        if self._ended.exits:
+            self._ended.noticed = self._ended.noticed or round(time.time(), 3)
         grace = self._grace_s if self._grace_s is not None else grace_s(self._ended.exits.values())
         if time.monotonic() - self._first_death < grace:
             return False

@@ -56,13 +56,15 @@ class Job:
     """Time limit, in Slurm's form; None: the cluster's."""
     after: int | None = None
     """Job that must have ended well before this one starts."""
+    earlier: int = 0
+    """Jobs of the run that were submitted before: a chain that ended must not end the next one."""
 
     @property
     def chain(self) -> str | None:
-        """Name of the chain, which no other run's has: jobs of one name wait for each other."""
+        """Name of the chain, which no other has: jobs of one name wait for each other."""
         if self.task != "train" or self.cluster.requeue != "chain":
             return None
-        return f"{self.name}-{hashlib.sha256(str(self.run_dir).encode()).hexdigest()[:8]}"
+        return f"{self.name}-{hashlib.sha256(f'{self.run_dir} {self.earlier}'.encode()).hexdigest()[:8]}"
 
     @property
     def submissions(self) -> int:
@@ -180,9 +182,9 @@ def template(task: Task) -> Path:
     return folder / f"{task}.sbatch"
 
 
-def submission(job: Job) -> list[str]:
-    """The command that submits the job, a word each."""
-    return ["sbatch", "--parsable", *options(job), str(template(job.task)), *job.arguments]
+def submission(job: Job, script: Path) -> list[str]:
+    """The command that submits a template as the job, a word each."""
+    return ["sbatch", "--parsable", *options(job), str(script), *job.arguments]
 
 
 def effective_options(text: str, given: list[str]) -> list[str]:

@@ -240,6 +240,7 @@ def _command(argv: Sequence[str]) -> None:
     run_dir = stages.add_parser("run-dir", help="write the folder of a config's run")
     run_dir.add_argument("config")
     run_dir.add_argument("--set", dest="overrides", action="append", default=[])
+    run_dir.add_argument("--allow-change", action="append", help="for the launcher")
     for name in ("start", "preflight", "launch"):
         stage = stages.add_parser(name, help="write what is to be done")
         stage.add_argument("--code", type=int, default=0, help="of srun")

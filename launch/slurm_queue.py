@@ -61,8 +61,10 @@ def ended_job(number: int) -> tuple[str, int] | None:
     except PretrainError:
         return None
     fields = dict(word.split("=", 1) for word in said.splitlines()[-1].split() if "=" in word) if said else {}
+    if "JobState" not in fields:
+        return None
     code, _, signal = fields.get("ExitCode", "0:0").partition(":")
-    return fields.get("JobState", "UNKNOWN"), int(code) or (128 + int(signal) if int(signal or 0) else 0)
+    return fields["JobState"], int(code) or (128 + int(signal) if int(signal or 0) else 0)
 
 
 def _ask(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:

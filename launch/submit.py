@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.cluster_settings import TIME, ClusterSettings, load_cluster, time_leaves_no_room
-from launch.commands import run_folder, shown
+from launch.commands import program, run_folder, shown
 from launch.slurm import (
     LOGS_FOLDER,
     Job,
@@ -28,6 +28,7 @@ from launch.slurm_queue import queued_jobs, sbatch
 from launch.torchrun import Launch, check, check_before_data
 from pretrain.checkpoint.format import latest_checkpoint
 from pretrain.config import RunConfig, absolute, load_config, read_resolved, to_yaml
+from pretrain.config_check import field_paths, suggest_field
 from pretrain.data.manifest import MANIFEST_NAME
 from pretrain.errors import ConfigError, DataError, PretrainError
 from pretrain.files import append_json_line, read_json_lines, write_atomically
@@ -83,8 +84,8 @@ def plan_job(arguments: Namespace) -> Plan:
     if arguments.task == "evaluate":
         return _plan_evaluation(arguments, cluster)
     config = load_config(arguments.config, arguments.overrides)
-    if arguments.allow_change and arguments.task != "train":
-        raise ConfigError(f"--allow-change has no meaning with --task {arguments.task}")
+    _check_allowed(arguments)
+    run_dir = checked_path(Path(absolute(config.run_dir)), f"run.dir={config.run_dir}")
     doubts: tuple[str, ...] = ()
     if arguments.task == "prepare":
         check_preparation(config)
@@ -93,7 +94,6 @@ def plan_job(arguments: Namespace) -> Plan:
         resolved, world, doubts = _judged(config, cluster, arguments)
         ranks = resolved.parallel_layout.world_size // world.nodes
         place = place_on(cluster, nodes=world.nodes, ranks=ranks, on_gpus=resolved.train.device == "cuda")
-    run_dir = Path(absolute(config.run_dir))
     changes = [word for name in arguments.allow_change for word in ("--allow-change", name)]
     words = (str(run_dir / SUBMITTED_NAMES[arguments.task]), *changes)
     return Plan(_job(arguments, cluster, config.name, run_dir, place, words), config, doubts)
@@ -105,7 +105,7 @@ def _plan_evaluation(arguments: Namespace, cluster: ClusterSettings) -> Plan:
             "--task evaluate takes a run's folder and one node; leave --set, --allow-change and --nodes out: what is evaluated "
             "is the run's last checkpoint, by its own config"
         )
-    run_dir = run_folder(arguments.config)
+    run_dir = checked_path(run_folder(arguments.config), arguments.config)
     place = place_on(cluster, nodes=1, ranks=1, on_gpus=cluster.gpus_per_node > 0)
     name = read_resolved(run_dir).name
     return Plan(_job(arguments, cluster, name, run_dir, place, (str(run_dir),)), None)
@@ -119,7 +119,7 @@ def _job(
     return Job(
         task=task,
         name=name,
-        run_dir=checked_path(run_dir, f"run.dir={run_dir}"),
+        run_dir=run_dir,
         folder=checked_path(Path.cwd(), "the current folder"),
         cluster=cluster,
         place=place,
@@ -127,7 +127,17 @@ def _job(
         python=cluster.python or inside,
         time=arguments.time,
         after=arguments.after,
+        earlier=len(read_json_lines(run_dir / JOBS_NAME)),
     )
+
+
+def _check_allowed(arguments: Namespace) -> None:
+    names = arguments.allow_change
+    if names and arguments.task != "train":
+        raise ConfigError(f"--allow-change has no meaning with --task {arguments.task}")
+    for name in names:
+        if name not in field_paths(RunConfig):
+            raise ConfigError(f"--allow-change {name}: not a field of the config{suggest_field(RunConfig, name)}")
 
 
 def _check_time(asked: str | None, cluster: ClusterSettings) -> None:
@@ -150,6 +160,12 @@ def _judged(
     world = world_of(config, cluster, arguments.nodes)
     launch = Launch(world, allow_change=tuple(arguments.allow_change))
     resolved = check_before_data(config, launch, machine)
+    reached = latest_checkpoint(config.run_dir)
+    if reached is not None and reached.step >= config.train.steps:
+        raise ConfigError(
+            f"{config.run_dir}: already at step {reached.step} of train.steps={config.train.steps}; nothing is left to train. "
+            "To go on: --set train.steps=N --allow-change train.steps"
+        )
     if _data_come_later(config, after=arguments.after):
         return resolved, world, ()
     try:
@@ -178,8 +194,8 @@ def world_of(config: RunConfig, cluster: ClusterSettings, asked: int | None) -> 
         fixed *= 1 if size == "auto" else size
     shown_sizes = " x ".join(f"layout.{name}={size}" for name, size in sizes.items() if size != 1)
     if asked is None:
-        earlier = read_resolved(config.run_dir) if latest_checkpoint(config.run_dir) else None
-        ranks = earlier.parallel_layout.world_size if earlier and layout.dp == "auto" else fixed
+        goes_on = layout.dp == "auto" and latest_checkpoint(config.run_dir) is not None
+        ranks = read_resolved(config.run_dir).parallel_layout.world_size if goes_on else fixed
         return World(None, next(n for n in range(-(-ranks // full), ranks + 1) if ranks % n == 0))
     if layout.dp == "auto":
         if full * asked % fixed:
@@ -221,7 +237,7 @@ def hand_in(plan: Plan) -> Submitted:
     if plan.config is not None:
         said = f"# Written by `pretrain submit` for a job on {job.cluster.name}; the next submission replaces it.\n"
         write_atomically(job.run_dir / SUBMITTED_NAMES[job.task], said + to_yaml(plan.config))
-    command, variables, start = submission(job), environment(job), time.time()
+    command, variables, start = submission(job, template(job.task)), environment(job), time.time()
     numbers: list[int] = []
     logs: list[Path] = []
     for _ in range(job.submissions):
@@ -231,8 +247,9 @@ def hand_in(plan: Plan) -> Submitted:
             if numbers:
                 error.args = (f"{error}\nin the queue already: jobs {', '.join(map(str, numbers))}",)
             raise
-        logs += logs_of(job, numbers[-1])
-        append_json_line(job.run_dir / JOBS_NAME, _row(job, numbers[-1], logs[-1]))
+        own_logs = logs_of(job, numbers[-1])
+        logs += own_logs
+        append_json_line(job.run_dir / JOBS_NAME, _row(job, numbers[-1], own_logs[0]))
     return Submitted(job, tuple(numbers), tuple(logs), start)
 
 
@@ -275,6 +292,6 @@ def _tell(submitted: Submitted) -> None:
     ranks = f" x {place.ranks} ranks" if job.task == "train" else ""
     print(f"{what} {words}: {job.name}, {job.task} on {job.cluster.name}, {place.nodes} node(s){ranks}{chain}")
     print(f"log     {shown(submitted.logs[0])}")
-    print("status  pretrain status")
+    print(f"status  {program()} status {shown(job.run_dir)}")
     print(f"follow  tail -F {shown(submitted.logs[0])}")
     print(f"stop    scancel {words}")

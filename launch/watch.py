@@ -17,6 +17,8 @@ from pretrain.metrics.jsonl import EVENTS_FILE
 
 QUEUE_INTERVAL_S = 10.0
 LOG_INTERVAL_S = 1.0
+MISSED_INTERVAL_S = 2.0
+"""Between looks at a queue that the jobs are not in any more."""
 ENDED_LOOKS = 2
 """Looks at the queue in a row that must miss the jobs: one that is requeued may be missing for a moment."""
 _READ_BYTES = 1 << 20
@@ -56,34 +58,48 @@ def watch(submitted: Submitted, *, sleep: Callable[[float], None] = time.sleep) 
 
 def _follow(submitted: Submitted, sleep: Callable[[float], None]) -> None:
     logs = [FollowedFile(path) for path in submitted.logs]
-    told, missed, trouble, looked = "", 0, "", -1.0
-    while missed < ENDED_LOOKS:
-        if looked < 0 or time.monotonic() - looked >= QUEUE_INTERVAL_S:
-            looked = time.monotonic()
-            try:
-                mine = [job for job in queued_jobs() if job.number in submitted.numbers]
-                missed = 0 if mine else missed + 1
-                trouble = ""
-                state = _described(mine)
-                if state and state != told:
-                    _say(state)
-                told = state
-            except ConfigError:
-                raise
-            except PretrainError as error:
-                if str(error) != trouble:
-                    _say(f"{error} (it is asked again)")
-                trouble = str(error)
+    queue = _Queue(submitted.numbers)
+    next_look = time.monotonic()
+    while queue.missed < ENDED_LOOKS:
+        if time.monotonic() >= next_look:
+            queue.look()
+            next_look = time.monotonic() + (MISSED_INTERVAL_S if queue.missed else QUEUE_INTERVAL_S)
         _copy(logs)
-        if missed < ENDED_LOOKS:
+        if queue.missed < ENDED_LOOKS:
             sleep(LOG_INTERVAL_S)
     _copy(logs)
 
 
+class _Queue:
+    """What was seen of some jobs in the queue; changes are told once."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self._numbers = numbers
+        self._told = ""
+        self.missed = 0
+        """Looks in a row that found none of them."""
+
+    def look(self) -> None:
+        """Asks the queue. Raises ConfigError where there is no squeue; a controller that does not answer is asked again."""
+        try:
+            mine = [job for job in queued_jobs() if job.number in self._numbers]
+        except ConfigError:
+            raise
+        except PretrainError as error:
+            self._tell(f"{error} (it is asked again)")
+            return
+        self.missed = 0 if mine else self.missed + 1
+        if mine:
+            self._tell(_described(mine))
+
+    def _tell(self, text: str) -> None:
+        if text != self._told:
+            _say(text)
+        self._told = text
+
+
 def _described(jobs: Sequence[QueuedJob]) -> str:
     """The state of the job that matters: the one that runs, else the first that waits."""
-    if not jobs:
-        return ""
     job = min(jobs, key=lambda job: (job.state == "PENDING", job.number))
     more = f", {len(jobs) - 1} more wait" if len(jobs) > 1 else ""
     return f"job {job.number}: {job.state.lower()} {job.about}{more}"
@@ -101,21 +117,32 @@ def _say(text: str) -> None:
 
 
 def exit_code(submitted: Submitted) -> int:
-    """How the run ended: by its launcher's last word, else by what Slurm knows of the last job.
+    """How the run ended. A batch script ends with the run's own code; where none came to its end, or later jobs of a chain had
+    nothing to do, the launcher's last word in events.jsonl stands.
 
     Raises Interrupted where the job was cancelled, PretrainError where nobody knows how it ended.
     """
-    if submitted.job.task == "train":
-        rows = read_json_lines(submitted.job.run_dir / EVENTS_FILE)
-        ends = [row for row in rows if row.get("kind") == "launch_ended" and row.get("time", 0) >= submitted.time]
-        if ends and isinstance(ends[-1].get("exit_code"), int):
-            return ends[-1]["exit_code"]
-    found = [end for number in submitted.numbers if (end := ended_job(number)) is not None]
-    begun = [end for end in found if not end[0].startswith("CANCELLED")]
-    if found and not begun:
-        raise Interrupted(f"job {submitted.numbers[0]} was cancelled")
+    last = submitted.numbers[-1]
+    ends = [end for number in submitted.numbers if (end := ended_job(number)) is not None]
+    begun = [end for end in ends if not end[0].startswith("CANCELLED")]
+    if submitted.job.chain is None and begun and begun[-1][0] in ("COMPLETED", "FAILED"):
+        return begun[-1][1]
+    launched = _launchers_word(submitted)
+    if launched is not None:
+        return launched
+    if ends and not begun:
+        raise Interrupted(f"job {last} was cancelled")
     if not begun:
-        raise PretrainError(f"how job {submitted.numbers[-1]} ended is not known to Slurm any more; see its log")
+        raise PretrainError(f"how job {last} ended is not known to Slurm any more; see its log")
     state, code = begun[-1]
-    _say(f"job {submitted.numbers[-1]}: {state.lower()}, exit code {code}")
-    return 0 if state == "COMPLETED" else code or PretrainError.exit_code
+    _say(f"job {last}: {state.lower()}, exit code {code}")
+    return code if state == "COMPLETED" else code or PretrainError.exit_code
+
+
+def _launchers_word(submitted: Submitted) -> int | None:
+    """The exit code of the last launch since the submission; None where there was none, or it left no word."""
+    rows = read_json_lines(submitted.job.run_dir / EVENTS_FILE) if submitted.job.task == "train" else []
+    codes = [
+        row.get("exit_code") for row in rows if row.get("kind") == "launch_ended" and row["time"] >= submitted.time
+    ]
+    return codes[-1] if codes else None

@@ -16,7 +16,16 @@ def test_every_package_of_the_tree_is_installed() -> None:
         for top in ("pretrain", "data_prep", "launch")
         for file in (ROOT / top).rglob("__init__.py")
     }
-    assert found | {"pretrain.configs"} == set(PROJECT["tool"]["setuptools"]["packages"])
+    assert found | {"pretrain.configs", "launch.templates"} == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_every_batch_script_and_config_is_installed() -> None:
+    setuptools = PROJECT["tool"]["setuptools"]
+    for package, suffix in (("launch.templates", ".sbatch"), ("pretrain.configs", ".yaml")):
+        folder = ROOT / setuptools["package-dir"][package]
+        there = {file for file in folder.rglob("*") if file.is_file() and not file.name.startswith(".")}
+        assert there == {file for pattern in setuptools["package-data"][package] for file in folder.glob(pattern)}
+        assert there and {file.suffix for file in there} == {suffix}
 
 
 def test_every_folder_with_code_is_a_package() -> None:

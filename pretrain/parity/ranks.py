@@ -1,8 +1,8 @@
 """Worlds of ranks that stay up between jobs, for parity and for tests: `run_ranks(world_size, function, *args)` and `World`.
 
-A rank is a real process with a real process group on this machine. Ranks are forked from a server that has imported torch
-once (multiprocessing's forkserver: it holds no thread and no lock of its parent), so that a world starts in well under
-a second instead of an interpreter and a torch import per rank; a `World` keeps its ranks, so that many layouts run in it one
+A rank is a real process with a real process group on this machine. Ranks are forked from a server that has imported torch, and
+on CPUs DeepSpeed, once (multiprocessing's forkserver: it holds no thread and no lock of its parent), so that a world starts in
+half a second instead of an interpreter and these imports per rank; a `World` keeps its ranks, so that many layouts run in it one
 after another. Functions and arguments travel pickled; a function is named by its module, so it must stand at the top of one.
 
 A fault cannot hang or litter: an exception in a rank is raised in the parent with that rank's traceback; ranks that do not
@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 DeviceKind = Literal["cpu", "cuda"]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch._inductor.compile_fx"])
+_PRELOADED = ["torch", "torch.distributed", "torch._inductor.compile_fx"]
 _GRACE_S = 1.5
 """How long the other ranks may still report after the first fault; most of them hang in a collective by then."""
 
@@ -128,7 +128,7 @@ class World:
         return [rank.process.pid for rank in self._ranks if rank.process.pid is not None]
 
     def _start(self) -> None:
-        _start_server()
+        _start_server(self.device)
         # Port 0: the system picks a free one, and it is bound from here on, so nobody else can take it.
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         for index in range(self.world_size):
@@ -187,8 +187,9 @@ class World:
         return "\n".join(lines)
 
 
-def _start_server() -> None:
+def _start_server(device: DeviceKind) -> None:
     """Starts the server that ranks are forked from, if it is not there, deaf to Ctrl-C: its parent ends it, and the ranks."""
+    _CONTEXT.set_forkserver_preload(_PRELOADED + (["pretrain.engine.preload"] if device == "cpu" else []))
     if threading.current_thread() is not threading.main_thread():
         forkserver.ensure_running()
         return
@@ -298,6 +299,7 @@ def _prepare_rank(rank: int, world_size: int, port: int, log: str, device: Devic
         DS_ACCELERATOR=device,
     )
     if device == "cuda":
+        assert "deepspeed" not in sys.modules, "this process has had ranks on CPUs: their DeepSpeed is not one for GPUs"
         torch.cuda.set_device(rank)
     if sys.platform == "linux":
         # Without it gloo looks up the host's own name, which hosts without DNS cannot answer.

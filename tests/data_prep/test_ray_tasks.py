@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_prep.ray_tasks import RayTasks, _ray_token
+from data_prep.ray_tasks import RayTasks, _ray_token, all_nodes
 from pretrain.errors import DataError, RankFault
 from tests.data_prep.corpora import data_settings, output, run, write_texts
 
@@ -66,6 +66,18 @@ def test_a_node_that_does_not_see_the_folder_is_named(
     assert list(ray_tasks.run(abs, [-1])) == [(0, 1)], "a cluster that was joined goes on"
 
 
+def test_nodes_that_do_not_join_are_named_and_a_cluster_that_was_joined_goes_on(ray_tasks: RayTasks) -> None:
+    import ray
+
+    here = ray.nodes()[0]["NodeName"]
+    told = r"2 of 3 nodes did not join the Ray cluster within 0\.3 s: n8, n9$"
+    with pytest.raises(RankFault, match=told), all_nodes("auto", ["n8", here, "n9"], 0.3):
+        pass
+    with all_nodes("auto", [here], 10):
+        pass
+    assert list(ray_tasks.run(abs, [-1])) == [(0, 1)]
+
+
 GIVEN = """
 import sys
 from pathlib import Path
@@ -101,6 +113,21 @@ def test_a_cluster_given_by_its_address_is_used_and_left_as_it_is(ray_tasks: Ray
     assert done.stdout.endswith("ray, 2 workers\n")
     assert output(tmp_path / "data") == output(tmp_path / "local")
     assert list(ray_tasks.run(abs, [-1])) == [(0, 1)]
+
+
+def test_a_wrong_token_is_told_at_once(ray_tasks: RayTasks) -> None:
+    assert ray_tasks._head is not None
+    address = f"{ray_tasks._head[0]}:{ray_tasks._head[1]}"
+    ask = "import sys; from data_prep.ray_tasks import _check_reachable; _check_reachable(sys.argv[1])"
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": 32 * "x"}
+    done = subprocess.run(
+        [sys.executable, "-c", ask, address], env=os.environ | token, cwd=ROOT, capture_output=True, text=True
+    )
+    assert (
+        f"ConfigError: --address {address}: the Ray cluster there asks for another token; set RAY_AUTH_MODE"
+        in done.stderr
+    )
+    assert done.stderr.count("InvalidAuthToken") == 1, "it is not tried again"
 
 
 def test_a_head_that_does_not_answer_is_told(ray_tasks: RayTasks, monkeypatch: pytest.MonkeyPatch) -> None:

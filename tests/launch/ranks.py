@@ -1,9 +1,11 @@
 """A rank for tests of the launcher: started as a real one is, it does what the environment's FAKE_RANK says, without torch.
 
     ok | raise:CLASS | one:CLASS | crash | kill | kill-and-notice | exit:CODE | loop | slow-start | child
+    kill-until:GENERATION | save-and-kill-until:GENERATION
 
 `loop` is a training loop: it runs until a signal asks it to stop, and writes the steps that it finished. In the modes in which
-rank 1 fails, rank 0 is such a loop; with FAKE_PEER=deaf one that no signal but SIGKILL ends.
+rank 1 (or FAKE_VICTIM) fails, the others are such loops; with FAKE_PEER=deaf ones that no signal but SIGKILL ends. The last two modes
+kill that rank in every generation before the one that is named, with a new checkpoint or without; from then on they are `ok`.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import time
 from pathlib import Path
 
 from pretrain import errors
+from pretrain.checkpoint.format import CheckpointRef
 from pretrain.guard.fault_file import run_rank
 from pretrain.guard.parent import die_with_parent
 from pretrain.guard.preemption import StopReason, StopSignals
@@ -23,13 +26,20 @@ PATIENCE_S = 60.0
 """How long a rank of a broken test lives."""
 
 
-def work(rank: int, run_dir: Path, mode: str) -> None:
+def work(rank: int, run_dir: Path, generation: int, mode: str) -> None:
     kind, _, argument = mode.partition(":")
+    victim = int(os.environ.get("FAKE_VICTIM", "1"))
+    if kind.endswith("kill-until"):
+        if kind.startswith("save") and rank == victim and generation < int(argument):
+            checkpoint = CheckpointRef.at(run_dir, generation, generation)
+            checkpoint.path.mkdir(parents=True)
+            checkpoint.marker.write_text("only the launcher looks at it")
+        kind = "ok" if generation >= int(argument) else "kill"
     if kind == "raise" or (kind == "one" and rank == 1):
         raise getattr(errors, argument)(f"the message of rank {rank}: data.dir=x must be y; use z")
     if kind == "crash" and rank == 1:
         raise ValueError("an assumption\ndoes not hold")
-    if kind in ("kill", "kill-and-notice") and rank == 1:
+    if kind in ("kill", "kill-and-notice") and rank == victim:
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "kill-and-notice":
         time.sleep(0.3)
@@ -63,7 +73,9 @@ def main() -> int:
     parser.add_argument("--generation", type=int, required=True)
     chosen = parser.parse_args()
     rank = int(os.environ["RANK"])
-    return run_rank(lambda: work(rank, chosen.run, os.environ["FAKE_RANK"]), chosen.run, chosen.generation, rank)
+    return run_rank(
+        lambda: work(rank, chosen.run, chosen.generation, os.environ["FAKE_RANK"]), chosen.run, chosen.generation, rank
+    )
 
 
 if __name__ == "__main__":

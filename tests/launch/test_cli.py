@@ -217,12 +217,13 @@ def test_every_command_of_the_help_has_a_handler() -> None:
         "generate",
         "report",
         "checkpoint",
-        "status",
         "data",
+        "submit",
+        "status",
         "doctor",
     ]
     for name in ("list_checkpoints", "verify_checkpoints", "train_tokenizer", *names):
-        assert name in ("tokenizer", "checkpoint", "status", "data") or callable(getattr(commands, name))
+        assert name in ("tokenizer", "checkpoint", "data", "submit", "status") or callable(getattr(commands, name))
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

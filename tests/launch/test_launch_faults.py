@@ -176,6 +176,26 @@ def test_ranks_get_what_they_need_and_keep_what_the_user_set(
     assert int(seen["MALLOC_TRIM_THRESHOLD_"]) > 1 << 32
 
 
+def test_a_launcher_that_another_has_overtaken_does_not_start_again(
+    config_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    overtaken = (
+        "import os, time; os.environ['RANK'] == '1' or time.sleep(60); "
+        f"os.mkdir({str(tmp_path / 'run/logs/gen-2')!r}); os.kill(os.getpid(), 9)"
+    )
+    settings = Launch(World(2), rank_command=(sys.executable, "-c", overtaken), max_restarts=3)
+
+    def work() -> None:
+        run(load_config(config_file), settings)
+
+    assert exit_code_of(work) == 70
+    told = "launch 2 of this run has begun; this one (1) stops without saving"
+    assert capfd.readouterr().err == f"error: {told}\n"
+    assert len(read_json_lines(tmp_path / "run" / ATTEMPTS)) == 1
+    (event,) = read_json_lines(tmp_path / "run/events.jsonl")
+    assert (event["kind"], event["exit_code"], event["message"]) == ("launch_ended", 70, told)
+
+
 def test_signals_are_as_before_when_the_launch_is_over(launch) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     launch("ok")

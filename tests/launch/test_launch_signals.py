@@ -3,29 +3,13 @@
 import os
 import pty
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from pretrain.files import read_json_lines
-from tests.launch.driver import Launcher, is_alive, wait_until
-
-
-@pytest.fixture
-def start(config_file: Path, tmp_path: Path) -> Iterator[Callable[..., Launcher]]:
-    launchers: list[Launcher] = []
-
-    def started(mode: str, terminal: str | None = None, node: tuple[int, str] | None = None) -> Launcher:
-        errors = tmp_path / f"launcher-{len(launchers)}.err"
-        launchers.append(Launcher(config_file, tmp_path / "run", mode, errors, terminal, node))
-        return launchers[-1]
-
-    yield started
-    for launcher in launchers:
-        launcher.close()
+from launch.nodes import Nodes
+from tests.launch.driver import Launcher, free_port, is_alive, is_listening, wait_until
 
 
 @pytest.mark.parametrize(
@@ -55,7 +39,7 @@ def test_one_signal_lets_every_rank_finish_its_step_and_save(
 def test_ctrl_c_on_a_terminal_reaches_the_launcher_alone(start: Callable[..., Launcher]) -> None:
     """A terminal signals its whole foreground group: ranks in it would get the signal twice."""
     master, slave = pty.openpty()
-    launcher = start("loop", os.ttyname(slave))
+    launcher = start("loop", terminal=os.ttyname(slave))
     pids = launcher.wait_for_ranks()
     assert all(os.getpgid(pid) == pid for pid in pids)
     os.write(master, b"\x03")
@@ -66,7 +50,7 @@ def test_ctrl_c_on_a_terminal_reaches_the_launcher_alone(start: Callable[..., La
 
 def test_rank_0_keeps_the_terminal(start: Callable[..., Launcher]) -> None:
     master, slave = pty.openpty()
-    launcher = start("ok", os.ttyname(slave))
+    launcher = start("ok", terminal=os.ttyname(slave))
     assert launcher.end() == (0, "")
     assert b"rank 0 speaks, a terminal: True" in os.read(master, 10_000)
     os.close(slave)
@@ -130,14 +114,25 @@ def test_a_second_launcher_of_a_run_is_refused_and_a_killed_one_blocks_nobody(st
     assert third.end() == (0, "")
 
 
-def test_two_nodes_make_one_world_and_number_the_launch_alike(start: Callable[..., Launcher], tmp_path: Path) -> None:
-    for generation in (1, 2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
-        nodes = [start("ok", node=(rank, endpoint)) for rank in (1, 0)]
-        assert [node.end() for node in nodes] == [(0, ""), (0, "")]
-        logs = sorted(path.name for path in (tmp_path / f"run/logs/gen-{generation}").iterdir())
-        assert logs == ["rank-1.log", "rank-2.log", "rank-3.log"]
-    rows = read_json_lines(tmp_path / "run/attempts.jsonl")
-    assert [(row["generation"], row["nodes"], row["ranks"]) for row in rows] == [(1, 2, 4), (2, 2, 4)]
+@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGTERM], ids=lambda value: value.name)
+def test_a_launcher_that_was_started_deaf_to_a_signal_hears_it(
+    signum: signal.Signals, start: Callable[..., Launcher]
+) -> None:
+    launcher = start("loop", deaf_to=signum)
+    launcher.wait_for_ranks()
+    launcher.send(signum)
+    assert launcher.end()[0] == 75
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGUSR1, 75), (signal.SIGINT, 130)], ids=str)
+def test_a_signal_ends_a_launcher_that_waits_for_other_nodes_at_once(
+    signum: signal.Signals, code: int, start: Callable[..., Launcher]
+) -> None:
+    endpoint = f"127.0.0.1:{free_port()}"
+    launcher = start("loop", nodes=Nodes(2, 0, endpoint))
+    wait_until(lambda: is_listening(endpoint))
+    began = time.monotonic()
+    launcher.send(signum)
+    ended, err = launcher.end()
+    assert ended == code and "while no rank ran" in err and "continue: pretrain train AGAIN" in err
+    assert time.monotonic() - began < 15

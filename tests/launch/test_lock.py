@@ -52,6 +52,21 @@ def test_a_requeued_job_takes_the_run_from_its_earlier_start_and_keeps_others_ou
             pass  # the first start's lock is of a file that has no name any more
 
 
+def test_a_lock_file_that_was_replaced_while_it_was_opened_holds_nobody_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, replaced = fcntl.flock, []
+
+    def flock_too_late(handle: int, operation: int) -> None:
+        flock(handle, operation)
+        if not replaced:
+            replaced.append((tmp_path / LOCK_NAME).rename(tmp_path / "old"))
+
+    monkeypatch.setattr(fcntl, "flock", flock_too_late)
+    with only_launcher(tmp_path), pytest.raises(ConfigError, match="being trained"), only_launcher(tmp_path):
+        pass
+
+
 def test_another_job_waits_for_a_dying_launcher_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tmp_path.joinpath(LOCK_NAME).write_text(launcher_name(1, "n9", start(7, 3)))
     handle = os.open(tmp_path / LOCK_NAME, os.O_RDWR)

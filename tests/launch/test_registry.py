@@ -8,7 +8,8 @@ import pytest
 
 from launch.registry import Attempt, claim, register
 from launch.torchrun import check
-from pretrain.checkpoint.fence import ATTEMPTS
+from pretrain.checkpoint.fence import ATTEMPTS, newest_launch
+from pretrain.checkpoint.format import CheckpointRef
 from pretrain.config import load_config
 from pretrain.errors import RankFault, StorageError
 from pretrain.files import append_json_line, read_json_lines
@@ -71,6 +72,21 @@ def test_of_two_that_register_together_the_earlier_stops(attempt: Attempt, monke
     monkeypatch.setattr("launch.registry.append_json_line", append_after_another)
     with pytest.raises(RankFault, match=r"launch 2 of this run has begun; this one \(1\) stops"):
         register(attempt)
+
+
+def test_checkpoints_are_looked_at_after_the_number_is_claimed(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a writer that sees no claim behind its marker might be unseen too."""
+    claimed = []
+
+    def look(run_dir: Path) -> list[CheckpointRef]:
+        claimed.append(newest_launch(run_dir))
+        return []
+
+    monkeypatch.setattr("launch.registry.committed_checkpoints", look)
+    assert register(attempt) == 1
+    assert claimed == [1]
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

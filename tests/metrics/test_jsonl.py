@@ -73,6 +73,7 @@ def test_a_launch_that_went_back_farther_than_the_newest_checkpoint_replaces_all
         first.log_step(step, {"train/loss": float(step)})
     register(tmp_path, 2, {"step": 6, "generation": 1})  # it is damaged: launch 2 starts from step 2
     open_jsonl(tmp_path, attempt=2).log_step(3, {"train/loss": 30.0})
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
     register(tmp_path, 3, None)  # a launch that found no checkpoint begins anew
     assert [row["step"] for row in read_metrics(tmp_path)] == []
     (tmp_path / "attempts.jsonl").write_text('{"generation": 1}\n{"generation": 2}\n')  # as older versions wrote them

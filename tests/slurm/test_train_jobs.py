@@ -15,7 +15,7 @@ from tests.slurm.training import Training, write_data
 
 STEPS = 24
 INTERVAL = 4
-START_S = 150
+START_S = 400
 """From a job's start to its first step, on a machine with much else to do."""
 
 pytestmark = pytest.mark.slurm

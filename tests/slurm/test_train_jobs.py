@@ -15,6 +15,7 @@ from tests.slurm.training import Training, write_data
 
 STEPS = 24
 INTERVAL = 4
+CHAIN = {"PRETRAIN_REQUEUE": "chain", "PRETRAIN_CHAIN": "of the refused"}
 START_S = 400
 """From a job's start to its first step, on a machine with much else to do."""
 
@@ -73,7 +74,7 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
     run.wait_for_step(2, START_S)
     refused = Training(cluster, folder, "refused", steps=STEPS, interval=INTERVAL)
     with run.held_until_told():  # Slurm looks for jobs whose time is over twice a minute
-        refusal = refused.submit("--nodes=1")
+        refusal = refused.submit("--nodes=1", env=CHAIN)
         cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=5"])
     run.wait_until(lambda: cluster.job(number).restarts == 1, 60, "queued again at the time limit")
     cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=60"])
@@ -81,11 +82,14 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
     assert cluster.wait_for(refusal, "FAILED", timeout=START_S).exit_code == 2, refused.said()
     assert (cluster.job(refusal).restarts, refused.events("job")[-1]["action"]) == (0, "stop")
     assert "layout" in refused.log.read_text()
+    rest_of_chain = refused.submit("--nodes=1", env=CHAIN)
 
     run.wait_for_step(limit + INTERVAL + draw.randint(0, INTERVAL - 1), START_S)
     time.sleep(draw.uniform(0, 0.5))  # any phase of a step
     before = max(step for step, _ in run.committed())
     cluster.kill_node(node := draw.choice(nodes_of(cluster.job(number))))
+    assert cluster.wait_for(rest_of_chain, "FAILED", timeout=START_S).exit_code == 2, refused.said()
+    assert len(refused.events("job")) == 4, "it started, saw that the chain is over, and ended"
     run.wait_until(lambda: cluster.job(number).restarts == 2, 60, f"queued again without {node}")
     killed = run.step()
 

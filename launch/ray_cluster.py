@@ -161,7 +161,9 @@ def run_node(role: Role, address: str) -> int:
 def last_words(said: str) -> list[str]:
     """Of what `ray start` said, the errors, or where there are none, the last lines."""
     lines = [line for line in said.splitlines() if line.strip()]
-    return ([line for line in lines if "ERR" in line or "Error" in line] or lines)[-_TOLD_LINES:]
+    return ([line for line in lines if ("ERR" in line or "Error" in line) and "-----" not in line] or lines)[
+        -_TOLD_LINES:
+    ]
 
 
 def run_driver(address: str, nodes: Sequence[str], arguments: Sequence[str]) -> int:

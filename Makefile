@@ -15,8 +15,8 @@ BIN := $(VENV)/bin
 # The environment is made anew when what it is made of changes; a second run finds the stamp and does nothing.
 INSTALLED := $(VENV)/.installed
 
-SLURM_TOOLS := slurmctld slurmd sbatch munged shellcheck ip nsenter unshare setpriv
-SLURM_PACKAGES := slurm-wlm munge shellcheck iproute2 util-linux
+SLURM_TOOLS := slurmctld slurmd sbatch munged shellcheck ip nsenter unshare setpriv pkill
+SLURM_PACKAGES := slurm-wlm munge shellcheck iproute2 util-linux procps
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pretrain.config import RunConfig
@@ -35,9 +35,9 @@ def code_hash(root: Path = Path(__file__).parents[1]) -> str:
     return hash_bytes(listed.encode())
 
 
-def disagreement(facts: Mapping[str, Facts]) -> str | None:
-    """What nodes, by name and node 0 first, differ in from node 0; None where all agree."""
-    (first, expected), *others = facts.items()
+def disagreement(nodes: Sequence[tuple[str, Facts]]) -> str | None:
+    """What nodes, each with its name, differ in from the first; None where all agree. Names may occur twice."""
+    (first, expected), *others = nodes
     told = [f"{name}: {differences}" for name, found in others if (differences := _differences(expected, found, first))]
     if not told:
         return None

@@ -72,7 +72,9 @@ def train_tokenizer(arguments: Namespace) -> None:
 
 def train(arguments: Namespace) -> None:
     """`pretrain train`."""
-    resumed = again("train", arguments.config, overrides=arguments.overrides, nproc=arguments.nproc)
+    resumed = again(
+        "train", arguments.config, *_spread(arguments), overrides=arguments.overrides, nproc=arguments.nproc
+    )
     with ending_signals(resumed) as signals:
         config = load_config(arguments.config, arguments.overrides)
         nodes = _nodes(arguments)
@@ -302,6 +304,17 @@ def again(*words: str, overrides: Sequence[str] = (), nproc: int | None = None) 
     """A command with its options, as it is typed again."""
     options = [word for override in overrides for word in ("--set", override)]
     return f"{program()} {shlex.join([*words, *options, *(['--nproc', str(nproc)] if nproc else [])])}"
+
+
+def _spread(arguments: Namespace) -> list[str]:
+    """The options of a launch on several nodes, or with restarts, as they are typed again; K stands for each node's number."""
+    given = {
+        "--nnodes": arguments.nnodes if arguments.nnodes > 1 else None,
+        "--rendezvous": arguments.rendezvous,
+        "--node-rank": None if arguments.node_rank is None else "K",
+        "--max-restarts": arguments.max_restarts or None,
+    }
+    return [word for option, value in given.items() if value is not None for word in (option, str(value))]
 
 
 def _nodes(arguments: Namespace) -> Nodes:

@@ -27,12 +27,14 @@ from typing import Any, Protocol, TypeVar
 
 from launch.endings import LostNode, error_of_code
 from launch.nodes import Nodes, bind, reach
+from launch.quiet import quiet_torch
 from pretrain.errors import ConfigError, PretrainError, RankFault
 
 BEAT_S = 0.2
 FAREWELL_S = 5.0
 """How long node 0 waits at its end until the others have read its verdict, and another for the verdict after its own fault."""
-HANDSHAKE_S = 30.0
+HANDSHAKE_S = 120.0
+"""How long node 0 may take from listening to its store: it imports torch in between."""
 
 _POLL_S = 0.05
 _Found = TypeVar("_Found")
@@ -70,7 +72,8 @@ class Crew:
     def open(self) -> Any:
         """The store of this launcher's life, with its address; made here where the run has one node."""
         if self.meeting is None:
-            from launch.rendezvous import alone
+            with quiet_torch():
+                from launch.rendezvous import alone
 
             self.meeting = alone()
         return self.meeting
@@ -81,15 +84,16 @@ class Crew:
             return
         endpoint, host = self.nodes.endpoint, socket.gethostname()
         assert endpoint is not None, "several nodes need an endpoint; the command checks it"
-        begin = time.monotonic()
         listener = bind(endpoint, self.nodes.rank)
         address = None if listener is not None else reach(endpoint, self.nodes.join_timeout_s)
-        from launch.rendezvous import meet
+        with quiet_torch():
+            from launch.rendezvous import meet
 
         rows = _Rows(lambda: meet(endpoint, listener, address, HANDSHAKE_S), self.nodes, host)
         rows.start()
+        end = time.monotonic() + 1.5 * HANDSHAKE_S  # a store's own limit is not always kept
         while not rows.joined.wait(_POLL_S):
-            if time.monotonic() - begin > self.nodes.join_timeout_s + HANDSHAKE_S:
+            if time.monotonic() > end:
                 raise RankFault(
                     f"--rendezvous {endpoint}: what listens there does not answer as a launcher of this run"
                 )

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.quiet import quiet_torch
 from launch.signals import EndingSignals
 from pretrain.errors import PretrainError
 from pretrain.guard.fault_file import logs_folder
@@ -140,7 +141,8 @@ class _AgentThread(threading.Thread):
         """Runs the ranks to their end."""
         # Inherited by the ranks: a signal that comes while they import torch waits until their handlers stand.
         signal.pthread_sigmask(signal.SIG_BLOCK, DEFERRED_SIGNALS)
-        from launch.rendezvous import make_agent
+        with quiet_torch():
+            from launch.rendezvous import make_agent
 
         try:
             agent = make_agent(self.crew.nodes, self.crew.open(), self.job.local_ranks, self.watch, self._arguments)
@@ -204,13 +206,13 @@ class Watch:
         states = {rank: _exit_of(pid) for rank, pid in self.pids.items()}
         known = self.stopped | self._ended.exits.keys()
         self._ended.exits.update({rank: code for rank, code in states.items() if code and rank not in known})
+        if self._ended.exits:
+            self._ended.noticed = self._ended.noticed or round(time.time(), 3)
         if all(code is not None for code in states.values()):
             return True
         if not self._ended.exits and self._first_death is None:
             return True
         self._first_death = self._first_death or time.monotonic()
-        if self._ended.exits:
-            self._ended.noticed = self._ended.noticed or round(time.time(), 3)
         grace = self._grace_s if self._grace_s is not None else grace_s(self._ended.exits.values())
         if time.monotonic() - self._first_death < grace:
             return False

@@ -139,7 +139,7 @@ def agree(config: RunConfig, crew: Crew) -> None:
         return
     others = crew.gather("facts", crew.nodes.join_timeout_s)
     crew.meet({node: crew.rows()[node]["host"] for node in others})
-    if told := disagreement({crew.nodes.hosts[node]: found for node, found in ({0: facts} | others).items()}):
+    if told := disagreement([(crew.nodes.hosts[0], facts), *((crew.nodes.hosts[n], others[n]) for n in others)]):
         raise ConfigError(told)
 
 

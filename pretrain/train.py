@@ -9,7 +9,6 @@ alone, so that a run that was killed repeats its steps bit for bit.
 import argparse
 import math
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -39,7 +38,7 @@ from pretrain.engine.protocol import Engine, EvaluationResult, StepResult
 from pretrain.engine.world import end_world, start_world
 from pretrain.errors import CheckpointError, ConfigError, StorageError
 from pretrain.guard.anomalies import SkippedSteps
-from pretrain.guard.fault_file import as_told, run_rank
+from pretrain.guard.fault_file import as_told, leave, run_rank
 from pretrain.guard.parent import die_with_parent
 from pretrain.guard.preemption import StopReason, StopSignals
 from pretrain.metrics.run_logs import RunLogs, announce, arithmetic_of, layout_sizes, open_logs, overview
@@ -380,4 +379,4 @@ def _join_world(config: RunConfig, generation: int) -> ProcessMesh:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -30,17 +30,21 @@ def start_world(device_kind: str, attempt: int = 0) -> torch.device:
     if device_kind == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        backend = "nccl" if device_kind == "cuda" else "gloo"
-        store, rank, size = next(rendezvous("env://"))
-        dist.init_process_group(
-            backend,
-            store=PrefixStore(f"attempt-{attempt}", store),
-            rank=rank,
-            world_size=size,
-            device_id=device if device_kind == "cuda" else None,
-        )
+        join_group(device, attempt)
     start_deepspeed(device_kind)
     return device
+
+
+def join_group(device: torch.device, attempt: int) -> None:
+    """Makes the process group of all ranks; `attempt` as `start_world` has it."""
+    store, rank, size = next(rendezvous("env://"))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore(f"attempt-{attempt}", store),
+        rank=rank,
+        world_size=size,
+        device_id=device if device.type == "cuda" else None,
+    )
 
 
 def start_deepspeed(device_kind: str) -> None:

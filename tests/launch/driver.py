@@ -19,8 +19,8 @@ from launch.nodes import Nodes
 RANK_COMMAND = (sys.executable, str(Path(__file__).with_name("ranks.py")))
 PATIENCE_S = 60.0
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["launch.rendezvous", "launch.torchrun"])
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["launch.rendezvous", "launch.torchrun", "pretrain.engine.world"])
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Launcher:
         self.run_dir, self.errors = run_dir, errors
         self.first_rank = 2 * (way.nodes.rank or 0)
         environment = {**os.environ, "FAKE_RANK": way.mode}
-        self.process = _SERVER.Process(target=drive, args=(str(config_file), environment, str(errors), way))
+        self.process = SERVER.Process(target=drive, args=(str(config_file), environment, str(errors), way))
         self.process.start()
 
     @property

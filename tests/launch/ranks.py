@@ -4,8 +4,8 @@
     kill-until:GENERATION | save-and-kill-until:GENERATION
 
 `loop` is a training loop: it runs until a signal asks it to stop, and writes the steps that it finished. In the modes in which
-rank 1 (or FAKE_VICTIM) fails, the others are such loops; with FAKE_PEER=deaf ones that no signal but SIGKILL ends. The last two modes
-kill that rank in every generation before the one that is named, with a new checkpoint or without; from then on they are `ok`.
+rank 1 (or FAKE_VICTIM) fails, the others are such loops; with FAKE_PEER=deaf ones that no signal but SIGKILL ends. The last two
+modes kill that rank in every generation before the one that is named, with a new checkpoint or without; later they are `ok`.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Ranks that are started again in place, on one node; the launcher runs in the test's own process."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +92,5 @@ def test_only_faults_restart_and_only_as_often_as_asked(kind: type[PretrainError
 
 
 def test_a_run_that_was_asked_to_end_is_not_started_again() -> None:
-    import signal
-
-    ended = Ended(1, {1: -9}, [signal.SIGTERM])
+    ended = Ended(1, {1: -9}, forwarded=[signal.SIGTERM])
     assert not may_restart(Cause(RankFault, "told"), ended, Faults(1, None), max_restarts=2)

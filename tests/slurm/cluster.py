@@ -28,7 +28,7 @@ CONTROLLER = "ctl"
 NODES = ("n1", "n2", "n3", "n4")
 SCRATCH = Path("/run/scratch")
 """A folder of a host's own that outlives the host's death."""
-TOOLS = ("slurmctld", "slurmd", "sbatch", "munged", "shellcheck", "ip", "nsenter", "unshare", "setpriv")
+TOOLS = ("slurmctld", "slurmd", "sbatch", "munged", "shellcheck", "ip", "nsenter", "unshare", "setpriv", "pkill")
 SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
 
 

@@ -161,11 +161,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it would be ignored
     with tempfile.TemporaryDirectory(prefix="restart-") as folder:
         tries = _tries(arguments, Path(folder), console)
-    now = datetime.now(UTC)
+    now, ranks = datetime.now(UTC), " ".join(map(str, arguments.ranks))
     report = {
         "benchmark": "restart",
         "date": now.isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", "benchmarks.restart", *sys.argv[1:]]),
+        "command": f"python -m benchmarks.restart --times {arguments.times} --ranks {ranks} --seed {arguments.seed}",
         "machine": {
             "cpu": cpu_name(),
             "cores": len(os.sched_getaffinity(0)),
@@ -288,7 +288,7 @@ def _seconds(launched: Launched, killed: float, ended: float, started: float) ->
     joined = [event for event in joined if event["attempt"] == 2]
     if not (restarts and joined and again):
         return {"seconds": None}
-    marks = (restarts[0]["noticed"], ended, started, joined[0]["time"], again[0]["time"])
+    marks = (restarts[0]["noticed"] or ended, ended, started, joined[0]["time"], again[0]["time"])
     return {"seconds": {mark: round(at - killed, 3) for mark, at in zip(MARKS, marks, strict=True)}}
 
 

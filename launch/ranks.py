@@ -64,12 +64,12 @@ class Ended:
     generation: int
     exits: dict[int, int] = field(default_factory=dict)
     """Ranks that failed, the first first: exit code, or the negative number of a signal."""
-    noticed: float | None = None
-    """When the first of them was seen, in seconds since the epoch."""
     forwarded: list[signal.Signals] = field(default_factory=list)
     """Signals that the launcher got and passed on."""
     killed_by_user: bool = False
     """Ctrl-C came twice."""
+    noticed: float | None = None
+    """When the first of them was seen, in seconds since the epoch."""
 
 
 def run_ranks(job: RankJob, crew: "Crew", signals: EndingSignals) -> Ended:

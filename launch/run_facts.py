@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from launch.lock import LOCK_NAME
+from pretrain.checkpoint.fence import fence_of, number_of
 from pretrain.metrics.jsonl import ATTEMPTS_FILE, EVENTS_FILE, METRICS_FILE, from_json_number
 
 CONFIG_FILE = "config.yaml"
@@ -86,14 +87,16 @@ def find_runs(folder: Path) -> tuple[list[Path], list[Path]]:
 def read_facts(run_dir: Path) -> RunFacts:
     """What a run's folder tells now."""
     notes: list[str] = []
+    attempts = tail_rows(run_dir / ATTEMPTS_FILE, notes)
+    metrics = [row for row in tail_rows(run_dir / METRICS_FILE, notes) if _is_of_a_step(row)]
     return RunFacts(
         folder=run_dir,
         total_steps=_total_steps(run_dir, notes),
-        metrics=[row for row in tail_rows(run_dir / METRICS_FILE, notes) if _is_of_a_step(row)],
+        metrics=[row for row in metrics if not _is_overtaken(row, attempts)],
         events=tail_rows(run_dir / EVENTS_FILE, notes),
-        attempts=tail_rows(run_dir / ATTEMPTS_FILE, notes),
+        attempts=attempts,
         jobs=[row for row in tail_rows(run_dir / JOBS_FILE, notes) if isinstance(row.get("job"), int)],
-        checkpoint_step=_checkpoint_step(run_dir),
+        checkpoint_step=_checkpoint_step(run_dir, attempts),
         launcher_gone=_launcher_is_gone(run_dir),
         notes=tuple(notes),
     )
@@ -113,6 +116,18 @@ def number(row: Row, name: str) -> float | None:
 def _is_of_a_step(row: Row) -> bool:
     step = number(row, "step")
     return step is not None and math.isfinite(step)
+
+
+def _is_overtaken(row: Row, attempts: Sequence[Row]) -> bool:
+    """Whether a later launch went on from a checkpoint before the row's step; see `pretrain.metrics.jsonl.read_metrics`."""
+    step, attempt = number(row, "step") or 0.0, number(row, "attempt") or math.inf
+    for launch in attempts:
+        if "checkpoint" in launch and (number_of(launch) or 0) > attempt:
+            checkpoint = launch["checkpoint"]
+            begin = number(checkpoint, "step") if isinstance(checkpoint, Mapping) else None
+            if step > (begin or 0.0):
+                return True
+    return False
 
 
 def tail_rows(path: Path, notes: list[str]) -> list[Row]:
@@ -179,15 +194,18 @@ def _modified(path: Path) -> float:
         return 0.0
 
 
-def _checkpoint_step(run_dir: Path) -> int | None:
-    """Of the newest checkpoint that is committed; its content is for `pretrain checkpoint verify` to judge."""
+def _checkpoint_step(run_dir: Path, attempts: Sequence[Row]) -> int | None:
+    """Of the newest checkpoint that is committed and counts; its content is for `pretrain checkpoint verify` to judge."""
     try:
         folders = sorted((run_dir / CHECKPOINTS).iterdir(), reverse=True)
     except OSError:
         return None
+    fence = fence_of(attempts)
     for folder in folders:
         step = _STEP_FOLDER.fullmatch(folder.name)
-        if step and any(folder.glob(f"gen-*/{MARKER}")):
+        names = [marker.parent.name for marker in folder.glob(f"gen-*/{MARKER}")] if step else []
+        generations = [int(name[4:]) for name in names if name[4:].isdecimal()]
+        if step and any(not fence.was_late(int(step[1]), generation) for generation in generations):
             return int(step[1])
     return None
 

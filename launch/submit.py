@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launch.cluster_settings import TIME, ClusterSettings, load_cluster, time_leaves_no_room
 from launch.commands import program, run_folder, shown
+from launch.job_states import ask_queue
 from launch.slurm import (
     LOGS_FOLDER,
     Job,
@@ -24,7 +25,7 @@ from launch.slurm import (
     submission,
     template,
 )
-from launch.slurm_queue import queued_jobs, sbatch
+from launch.slurm_tools import require, sbatch
 from launch.torchrun import Launch, check, check_before_data
 from pretrain.checkpoint.format import latest_checkpoint
 from pretrain.config import RunConfig, absolute, load_config, read_resolved, to_yaml
@@ -156,7 +157,8 @@ def _judged(
     config: RunConfig, cluster: ClusterSettings, arguments: Namespace
 ) -> tuple[RunConfig, World, tuple[str, ...]]:
     """The config as the job's nodes will resolve it, the ranks it is started with, and doubts about its data."""
-    machine = Machine(cores=cluster.cpus_per_node, gpus=min(cluster.gpus_per_node, cluster.full_ranks))
+    # As many of either as a node takes ranks, for `auto` fills what is there.
+    machine = Machine(cores=cluster.full_ranks, gpus=min(cluster.gpus_per_node, cluster.full_ranks))
     world = world_of(config, cluster, arguments.nodes)
     launch = Launch(world, allow_change=tuple(arguments.allow_change))
     resolved = check_before_data(config, launch, machine)
@@ -232,6 +234,7 @@ def hand_in(plan: Plan) -> Submitted:
     Raises ConfigError where Slurm refuses or a job of the task is in the queue already, PretrainError where it is unreachable.
     """
     job = plan.job
+    require("sbatch")
     _refuse_second(job)
     (job.run_dir / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
     if plan.config is not None:
@@ -275,13 +278,16 @@ def _row(job: Job, number: int, log: Path) -> dict[str, object]:
 
 def _refuse_second(job: Job) -> None:
     """Raises ConfigError where a job of the run and the task waits or runs: both would train the same run."""
-    known = {row.get("job") for row in read_json_lines(job.run_dir / JOBS_NAME) if row.get("kind") == job.task}
-    for queued in queued_jobs() if known else ():
-        if queued.number in known:
-            raise ConfigError(
-                f"{job.run_dir}: job {queued.number} of this run is in the queue already ({queued.state}); wait for it, stop it "
-                f"(scancel {queued.number}), or start another run with --set name=NEW-NAME"
-            )
+    rows = read_json_lines(job.run_dir / JOBS_NAME)
+    known = [row["job"] for row in rows if row.get("kind") == job.task and isinstance(row.get("job"), int)]
+    queue = ask_queue(known)
+    if not queue.answered:
+        raise PretrainError(f"whether an earlier job of this run waits is not known: {queue.note}")
+    for number, state in queue.jobs.items():
+        raise ConfigError(
+            f"{job.run_dir}: job {number} of this run is in the queue already ({state.state}); wait for it, stop it "
+            f"(scancel {number}), or start another run with --set name=NEW-NAME"
+        )
 
 
 def _tell(submitted: Submitted) -> None:

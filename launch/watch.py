@@ -6,12 +6,13 @@ keeps its number and its log; a chain is watched to its last job.
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from launch.slurm_queue import QueuedJob, ended_job, queued_jobs
+from launch.job_states import JobState, ask_queue
+from launch.slurm_tools import ended_job, require
 from launch.submit import Submitted
-from pretrain.errors import ConfigError, Interrupted, PretrainError
+from pretrain.errors import Interrupted, PretrainError
 from pretrain.files import read_json_lines
 from pretrain.metrics.jsonl import EVENTS_FILE
 
@@ -48,6 +49,7 @@ def watch(submitted: Submitted, *, sleep: Callable[[float], None] = time.sleep) 
 
     Raises Interrupted where Ctrl-C ends the watching (jobs go on) or where the job was cancelled before it began.
     """
+    require("squeue")
     words = " ".join(map(str, submitted.numbers))
     try:
         _follow(submitted, sleep)
@@ -80,17 +82,14 @@ class _Queue:
         """Looks in a row that found none of them."""
 
     def look(self) -> None:
-        """Asks the queue. Raises ConfigError where there is no squeue; a controller that does not answer is asked again."""
-        try:
-            mine = [job for job in queued_jobs() if job.number in self._numbers]
-        except ConfigError:
-            raise
-        except PretrainError as error:
-            self._tell(f"{error} (it is asked again)")
+        """Asks the queue; one that does not answer is asked again."""
+        queue = ask_queue(self._numbers)
+        if not queue.answered:
+            self._tell(f"{queue.note} (it is asked again)")
             return
-        self.missed = 0 if mine else self.missed + 1
-        if mine:
-            self._tell(_described(mine))
+        self.missed = 0 if queue.jobs else self.missed + 1
+        if queue.jobs:
+            self._tell(_described(queue.jobs))
 
     def _tell(self, text: str) -> None:
         if text != self._told:
@@ -98,11 +97,13 @@ class _Queue:
         self._told = text
 
 
-def _described(jobs: Sequence[QueuedJob]) -> str:
+def _described(jobs: Mapping[int, JobState]) -> str:
     """The state of the job that matters: the one that runs, else the first that waits."""
-    job = min(jobs, key=lambda job: (job.state == "PENDING", job.number))
+    number = min(jobs, key=lambda number: (jobs[number].state == "PENDING", number))
+    job = jobs[number]
+    about = f"({job.reason})" if job.state == "PENDING" else f"on {job.nodes} node(s)"
     more = f", {len(jobs) - 1} more wait" if len(jobs) > 1 else ""
-    return f"job {job.number}: {job.state.lower()} {job.about}{more}"
+    return f"job {number}: {job.state.lower()} {about}{more}"
 
 
 def _copy(logs: Sequence[FollowedFile]) -> None:

@@ -17,7 +17,7 @@ question); comparing with the newest step at registration (a launch that fell ba
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,31 @@ class Fence:
 
     def lets_pass(self, step: int, generation: int) -> bool:
         """Whether a checkpoint that a generation committed counts: the launch is registered, and all later ones saw it."""
+        return generation in self.registered and not self.was_late(step, generation)
+
+    def was_late(self, step: int, generation: int) -> bool:
+        """Whether a checkpoint was committed after a later launch had begun."""
         later = (steps for launch, steps in self.seen if launch > generation)
-        return generation in self.registered and all(step <= steps.get(generation, -1) for steps in later)
+        return any(step > steps.get(generation, -1) for steps in later)
 
 
 def read_fence(run_dir: Path) -> Fence:
-    """The fence of a run as it stands. Rows of older versions, which noted no steps, fence nothing out."""
-    rows = [(number_of(row), row) for row in read_json_lines(run_dir / ATTEMPTS)]
+    """The fence of a run as it stands."""
+    return fence_of(read_json_lines(run_dir / ATTEMPTS))
+
+
+def fence_of(attempts: Sequence[Mapping[str, Any]]) -> Fence:
+    """The fence that rows of attempts.jsonl make. Those of older versions, which noted no steps, fence nothing out."""
+    rows = [(number_of(row), row) for row in attempts]
     seen = tuple(
-        (number, {int(generation): int(step) for generation, step in row["committed"].items()})
+        (
+            number,
+            {
+                int(generation): step
+                for generation, step in row["committed"].items()
+                if generation.isdecimal() and isinstance(step, int)
+            },
+        )
         for number, row in rows
         if number is not None and isinstance(row.get("committed"), dict)
     )

@@ -15,7 +15,8 @@ echo "$((100 + number))"
 """
 SAYS = """#!/bin/bash
 [ ! -e "$FAKE/{tool}.fails" ] || {{ cat "$FAKE/{tool}.fails" >&2; exit 1; }}
-cat "$FAKE/{tool}" 2>/dev/null || :
+for word in "$@"; do case $word in --jobs=*) jobs=${{word#--jobs=}} ;; esac; done
+if [ -n "${{jobs:-}}" ]; then grep -E "^(${{jobs//,/|}})[|]" "$FAKE/{tool}"; else cat "$FAKE/{tool}"; fi 2>/dev/null || :
 """
 
 

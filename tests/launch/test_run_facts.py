@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.run_facts import LONGEST_TAIL_BYTES, find_runs, read_facts, tail_rows
+from pretrain.files import append_json_line
 from tests.launch.run_folders import write_run
 
 
@@ -97,3 +98,15 @@ def test_runs_are_found_at_and_below_a_folder_and_other_folders_named(tmp_path: 
     assert runs == [tmp_path / "a", tmp_path / "sweep" / "b"]
     assert foreign == [tmp_path / "notes"]
     assert find_runs(tmp_path / "a") == ([tmp_path / "a"], [])
+
+
+def test_what_a_launch_did_after_a_later_one_began_is_not_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=range(1, 8), saved=7)
+    assert (read_facts(run).metrics[-1]["step"], read_facts(run).checkpoint_step) == (7, 7)
+    for checkpoint, committed, step in (({"step": 7}, {"1": 7}, 7), ({"step": 4}, {"1": 4}, 4), (None, {}, None)):
+        append_json_line(run / "attempts.jsonl", {"generation": 2, "checkpoint": checkpoint, "committed": committed})
+        facts = read_facts(run)
+        assert facts.checkpoint_step == (7 if step == 7 else None)
+        assert (facts.metrics[-1]["step"] if facts.metrics else None) == step
+    append_json_line(run / "attempts.jsonl", {"generation": 3, "checkpoint": "?", "committed": {"1": "?", "x": 1}})
+    assert read_facts(run).checkpoint_step is None

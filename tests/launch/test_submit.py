@@ -13,7 +13,7 @@ import pytest
 from launch.cli import main
 from launch.cluster_settings import ClusterSettings, load_cluster
 from launch.slurm import environment, options, template
-from launch.slurm_queue import job_environment
+from launch.slurm_tools import job_environment
 from launch.submit import JOBS_NAME, world_of
 from pretrain.checkpoint.format import CheckpointRef
 from pretrain.config import load_config
@@ -189,10 +189,10 @@ def test_a_run_whose_job_is_in_the_queue_gets_no_second_one(
 ) -> None:
     command = ["submit", str(config_file), "--cluster", cluster_file]
     assert main(command) == 0
-    slurm.queue("99|RUNNING|n1", "101|PENDING|(Priority)")
+    slurm.queue("99|99|RUNNING|1|None", "101|101|PENDING|1|Priority")
     assert main(command) == 2
     assert "job 101 of this run is in the queue already (PENDING)" in capsys.readouterr().err
-    slurm.queue("99|RUNNING|n1")
+    slurm.queue("99|99|RUNNING|1|None")
     assert main(command) == 0
     assert [row["job"] for row in read_json_lines(Path("run") / JOBS_NAME)] == [101, 102]
 
@@ -334,6 +334,16 @@ def _plain_variables(tmp_path: Path, cluster_file: str) -> dict[str, str]:
     from tests.launch.slurm_jobs import job_on
 
     return environment(job_on(load_cluster(cluster_file), ranks=1))
+
+
+def test_a_node_gets_no_more_ranks_than_it_takes(
+    config_file: Path, cluster_file: str, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four cores would have room for two stages of both data ranks; a node of this cluster takes two."""
+    words = ["--set", "layout.dp=2", "--set", "layout.pp=auto", "--set", "layout.zero_stage=1"]
+    assert main(["submit", str(config_file), "--cluster", cluster_file, *words]) == 0
+    assert "1 node(s) x 2 ranks" in capsys.readouterr().out
+    assert slurm.calls[0][1]["PRETRAIN_RANKS_PER_NODE"] == "2"
 
 
 def test_a_run_that_is_done_is_not_queued(

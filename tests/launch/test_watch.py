@@ -54,10 +54,10 @@ def test_state_and_log_are_followed_to_the_runs_own_exit_code(
     run = tmp_path / "run"
     jobs = submitted(run)
     ended(run, 0, time=500)  # of an earlier launch
-    slurm.queue("7|PENDING|(Priority)", "8|RUNNING|n1")
+    slurm.queue("7|7|PENDING|1|Priority", "8|8|RUNNING|1|None")
 
     def starts() -> None:
-        slurm.queue("7|RUNNING|n[1-2]")
+        slurm.queue("7|7|RUNNING|2|None")
         jobs.logs[0].write_bytes(b"step 1\n")
 
     def is_requeued() -> None:
@@ -65,7 +65,7 @@ def test_state_and_log_are_followed_to_the_runs_own_exit_code(
         ended(run, 75)
 
     def starts_again() -> None:
-        slurm.queue("7|RUNNING|n[3-4]")
+        slurm.queue("7|7|RUNNING|3|None")
         with jobs.logs[0].open("ab") as log:
             log.write(b"step \xff2\n")
 
@@ -77,7 +77,7 @@ def test_state_and_log_are_followed_to_the_runs_own_exit_code(
     out, err = capfdbinary.readouterr()
     assert out == b"step 1\nstep \xff2\n"
     assert err.decode().splitlines() == [
-        "job 7: pending (Priority)", "job 7: running n[1-2]", "job 7: running n[3-4]"
+        "job 7: pending (Priority)", "job 7: running on 2 node(s)", "job 7: running on 3 node(s)"
     ]  # fmt: skip
 
 
@@ -86,12 +86,12 @@ def test_a_chain_is_watched_to_its_last_job(
 ) -> None:
     run = tmp_path / "run"
     jobs = submitted(run, CLUSTER, 7, 8)
-    slurm.queue("8|PENDING|(Dependency)", "7|RUNNING|n1")
+    slurm.queue("8|8|PENDING|1|Dependency", "7|7|RUNNING|1|None")
 
     def second() -> None:
         jobs.logs[0].write_bytes(b"first\n")
         jobs.logs[1].write_bytes(b"second\n")
-        slurm.queue("8|RUNNING|n1")
+        slurm.queue("8|8|RUNNING|1|None")
         ended(run, 75)
 
     def over() -> None:
@@ -101,7 +101,7 @@ def test_a_chain_is_watched_to_its_last_job(
     assert watch(jobs, sleep=looks(second, over)) == 0
     out, err = capfdbinary.readouterr()
     assert out == b"first\nsecond\n"
-    assert err.decode().splitlines() == ["job 7: running n1, 1 more wait", "job 8: running n1"]
+    assert err.decode().splitlines() == ["job 7: running on 1 node(s), 1 more wait", "job 8: running on 1 node(s)"]
 
 
 def test_an_array_has_a_log_for_each_of_its_jobs(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_job_that_was_cancelled_or_forgotten_is_no_success(slurm: FakeSlurm, t
 
 
 def test_ctrl_c_leaves_the_job_running_and_says_so(slurm: FakeSlurm, tmp_path: Path, looks) -> None:
-    slurm.queue("7|RUNNING|n1")
+    slurm.queue("7|7|RUNNING|1|None")
 
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -168,7 +168,7 @@ def test_a_controller_that_does_not_answer_is_asked_again(
     recovers = (slurm.folder / "squeue.fails").unlink
     ended(run, 0)
     assert watch(submitted(run), sleep=looks(lambda: None, recovers)) == 0
-    assert capfdbinary.readouterr().err.count(b"cannot reach Slurm") == 1
+    assert capfdbinary.readouterr().err.count(b"Slurm did not answer") == 1
 
 
 def test_without_squeue_nothing_can_be_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from launch.cluster_settings import load_cluster
 from launch.slurm import Job, environment, render, submission
-from launch.slurm_queue import job_environment
+from launch.slurm_tools import job_environment
 from pretrain.files import read_json_lines
 from tests.launch.slurm_jobs import job_on
 from tests.launch.test_slurm import nasty
@@ -130,24 +130,26 @@ def test_a_chain_is_queued_job_by_job(cluster: Cluster, tmp_path: Path) -> None:
     assert again.returncode == 2 and "is in the queue already (PENDING)" in again.stderr
 
 
-def test_a_submission_is_watched_to_the_end_of_its_run(cluster: Cluster, tmp_path: Path) -> None:
-    """Trained with the real templates, then evaluated; the run's own exit code comes back."""
+def test_a_chain_is_watched_to_the_end_of_its_run(cluster: Cluster, tmp_path: Path) -> None:
+    """Trained with the real templates by the first of two jobs, which leaves the second nothing; then evaluated."""
     write_data(tmp_path)
     run = Training(cluster, tmp_path, "watched", steps=2, interval=2, nodes=1)
-    command = [sys.executable, "-m", "launch", "submit", "--cluster", str(SIMULATED), "--watch"]
+    (tmp_path / "c.yaml").write_text(f"extends: {SIMULATED}\nrequeue: chain\nchain_length: 2\n")
+    command = [sys.executable, "-m", "launch", "submit", "--cluster", "c.yaml", "--watch"]
     trained = cluster.run(
         CONTROLLER, [*command, str(run.config), "--allow-change", "train"], cwd=tmp_path, env=_project(), timeout=300
     )
     said = f"{trained.stdout}\n{trained.stderr}"
     assert trained.returncode == 0, said
-    assert run.step() == 2 and "running n1" in trained.stderr and "step 2 validation" in trained.stdout, said
+    assert run.step() == 2 and "1 more wait" in trained.stderr and "step 2 validation" in trained.stdout, said
+    assert len(read_json_lines(run.run_dir / "attempts.jsonl")) == 1, said
     evaluated = cluster.run(
         CONTROLLER, [*command, str(run.run_dir), "--task", "evaluate"], cwd=tmp_path, env=_project(), timeout=300
     )
     assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
     assert "validation loss" in evaluated.stdout
     jobs = read_json_lines(run.run_dir / "jobs.jsonl")
-    assert [(row["kind"], row["nodes"]) for row in jobs] == [("train", 1), ("evaluate", 1)]
+    assert [(row["kind"], row["nodes"]) for row in jobs] == [("train", 1), ("train", 1), ("evaluate", 1)]
 
 
 def _project() -> dict[str, str]:

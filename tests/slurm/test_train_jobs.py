@@ -15,7 +15,8 @@ from tests.slurm.training import Training, write_data
 
 STEPS = 24
 INTERVAL = 4
-START_S = 150
+CHAIN = {"PRETRAIN_REQUEUE": "chain", "PRETRAIN_CHAIN": "of the refused"}
+START_S = 400
 """From a job's start to its first step, on a machine with much else to do."""
 
 pytestmark = pytest.mark.slurm
@@ -72,21 +73,23 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
 
     run.wait_for_step(2, START_S)
     refused = Training(cluster, folder, "refused", steps=STEPS, interval=INTERVAL)
-    refusal = refused.submit("--nodes=1")
-    with run.stopped():  # Slurm looks for jobs whose time is over twice a minute
+    with run.held_until_told():  # Slurm looks for jobs whose time is over twice a minute
+        refusal = refused.submit("--nodes=1", env=CHAIN)
         cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=5"])
-        run.wait_until(lambda: "USR1: finishing" in run.log.read_text(), 60, "told of the limit")
     run.wait_until(lambda: cluster.job(number).restarts == 1, 60, "queued again at the time limit")
     cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=60"])
     limit = run.step()
     assert cluster.wait_for(refusal, "FAILED", timeout=START_S).exit_code == 2, refused.said()
     assert (cluster.job(refusal).restarts, refused.events("job")[-1]["action"]) == (0, "stop")
     assert "layout" in refused.log.read_text()
+    rest_of_chain = refused.submit("--nodes=1", env=CHAIN)
 
     run.wait_for_step(limit + INTERVAL + draw.randint(0, INTERVAL - 1), START_S)
     time.sleep(draw.uniform(0, 0.5))  # any phase of a step
     before = max(step for step, _ in run.committed())
     cluster.kill_node(node := draw.choice(nodes_of(cluster.job(number))))
+    assert cluster.wait_for(rest_of_chain, "FAILED", timeout=START_S).exit_code == 2, refused.said()
+    assert len(refused.events("job")) == 4, "it started, saw that the chain is over, and ended"
     run.wait_until(lambda: cluster.job(number).restarts == 2, 60, f"queued again without {node}")
     killed = run.step()
 
@@ -94,7 +97,8 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
     rank = draw.randrange(4)
     saving = run.kill_while_saving(rank, START_S)
     run.wait_for_step(saving + 2, START_S)
-    urgent = cluster.submit("#!/bin/bash\n", "-N2", "--partition=urgent", "--output=/dev/null", folder=folder)
+    with run.held_until_told():
+        urgent = cluster.submit("#!/bin/bash\n", "-N3", "--partition=urgent", "--output=/dev/null", folder=folder)
     run.wait_until(lambda: cluster.job(number).restarts == 3, 60, "queued again for an urgent job")
     preempted = run.step()
     cluster.wait_for(urgent, "COMPLETED", timeout=60)
@@ -105,7 +109,9 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
     assert starts[0] == (1, limit)
     assert starts[1] == (limit + 1, killed)
     assert starts[2][0] in (before + 1, before + INTERVAL + 1), "lost is what came after the last checkpoint"
-    assert starts[3] == (saving - INTERVAL + 1, preempted)
+    assert starts[3] in ((saving - INTERVAL + 1, preempted), (saving + 1, preempted)), (
+        "killed within the save, or just after it"
+    )
     assert starts[4] == (preempted + 1, STEPS)
     assert [event["rank"] for event in run.events("restart")] == [rank]
     assert run.losses() == twin
@@ -131,4 +137,4 @@ def test_a_node_that_was_cut_off_commits_nothing_and_the_job_goes_on_elsewhere(c
     assert done.nodes != node
     assert [ref for ref in run.committed() if ref[1] == 1] in ([], before), "older ones are deleted in time"
     assert run.starts()[1] == (max(step for step, _ in before) + 1, STEPS)
-    assert cluster.run(node, ["pgrep", "-f", "pretrain[.]train"]).stdout == ""
+    assert run.ranks() == {}

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from data_prep.pipeline import prepare_data
 from pretrain.checkpoint.format import committed_checkpoints
 from pretrain.data.settings import DataSettings
 from pretrain.files import read_json_lines
-from tests.slurm.cluster import CONTROLLER, NODES, ROOT, Cluster
+from tests.slurm.cluster import CONTROLLER, ROOT, Cluster
 
 TEMPLATE = ROOT / "slurm" / "train.sbatch"
 WORDS = ("red", "green", "blue", "yellow", "white", "black")
@@ -97,12 +97,28 @@ class Training:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Within it no rank of any node gets a step further."""
-        for signum in ("STOP", "CONT"):
-            for node in NODES:
-                self.cluster.run(node, ["pkill", f"-{signum}", "-f", "pretrain[.]train"])
-            if signum == "STOP":
-                yield
+        """Within it no rank that lives now gets a step further."""
+        ranks = self.ranks().values()
+        for rank in ranks:
+            os.kill(rank, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for rank in ranks:
+                with suppress(ProcessLookupError):
+                    os.kill(rank, signal.SIGCONT)
+
+    @contextmanager
+    def held_until_told(self) -> Iterator[None]:
+        """Within it Slurm is brought to ask for the nodes; ranks get no step further until their launchers have heard it."""
+
+        def told() -> int:
+            return self.log.read_text().count("USR1: finishing the step")
+
+        before = told()
+        with self.stopped():
+            yield
+            self.wait_until(lambda: told() > before, 90, "word that the nodes are wanted back")
 
     def ranks(self) -> dict[int, int]:
         """Processes of the ranks that live, on whatever node, as numbered outside."""

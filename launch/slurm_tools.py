@@ -1,11 +1,10 @@
-"""Slurm's own programs, as `pretrain submit` uses them: argument lists, no shell, bounded waits, messages a user can act on."""
+"""sbatch and scontrol as `pretrain submit` uses them: argument lists, no shell, bounded waits, messages a user can act on."""
 
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from pretrain.errors import ConfigError, PretrainError
 
@@ -15,18 +14,6 @@ _KEPT = frozenset({"SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS", "SLURM_TIME_FORM
 _UNREACHABLE = re.compile(
     r"contact|connect|timed out|communication|socket|zero bytes|resource temporarily", re.IGNORECASE
 )
-
-
-@dataclass(frozen=True)
-class QueuedJob:
-    """A job that waits or runs."""
-
-    number: int
-    """Of an array: the number of its whole."""
-    state: str
-    """PENDING, RUNNING, COMPLETING ..."""
-    about: str
-    """The nodes that it runs on, or why it waits."""
 
 
 def sbatch(command: Sequence[str], variables: Mapping[str, str]) -> int:
@@ -47,13 +34,6 @@ def job_environment(given: Mapping[str, str], variables: Mapping[str, str]) -> d
     return {name: value for name, value in given.items() if name not in foreign} | dict(variables)
 
 
-def queued_jobs() -> list[QueuedJob]:
-    """This user's jobs that wait or run. Raises PretrainError where the queue cannot be read."""
-    lines = _ask(["squeue", "--noheader", f"--user={os.getuid()}", "--format=%F|%T|%R"]).splitlines()
-    rows = [line.split("|", 2) for line in lines if line.count("|") >= 2]
-    return [QueuedJob(int(number), state, about) for number, state, about in rows if number.isdecimal()]
-
-
 def ended_job(number: int) -> tuple[str, int] | None:
     """State and exit code of a job that left the queue; None where Slurm has forgotten it."""
     try:
@@ -67,13 +47,18 @@ def ended_job(number: int) -> tuple[str, int] | None:
     return fields["JobState"], int(code) or (128 + int(signal) if int(signal or 0) else 0)
 
 
-def _ask(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
-    tool = command[0]
+def require(tool: str) -> None:
+    """Raises ConfigError where a program of Slurm is not there."""
     if shutil.which(tool) is None:
         raise ConfigError(
             f"{tool} is not on the PATH: jobs are submitted on a login node of a Slurm cluster; `--dry-run` shows the script "
             "anywhere, and `pretrain train` trains on this machine"
         )
+
+
+def _ask(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+    tool = command[0]
+    require(tool)
     try:
         done = subprocess.run(
             list(command),

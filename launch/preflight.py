@@ -22,6 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from launch.agreement import code_hash
 from launch.cli import exit_code_of
 from launch.machine import gpu_capabilities
 from launch.node_reports import Measured, NodeReport, reports_folder, write_report
@@ -42,8 +43,6 @@ TIMED = 3
 """All-reduces of a round, of which the fastest counts; one more goes before."""
 Backend = Literal["gloo", "nccl"]
 PAYLOAD_BYTES: Mapping[Backend, int] = {"gloo": 16 << 20, "nccl": 256 << 20}
-PACKAGES = ("data_prep", "launch", "pretrain")
-"""The program."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +96,7 @@ def facts_of(arguments: argparse.Namespace, folders: Sequence[Path], environment
         memory_gib=available_gib(),
         disk_gib={str(folder): free_gib(folder) for folder in folders},
         code={
-            "code": code_hash(Path(__file__).parents[1]),
+            "code": code_hash(),
             "python": platform.python_version(),
             **installed_versions(),
         },
@@ -123,12 +122,6 @@ def free_gib(folder: Path) -> float:
         return shutil.disk_usage(place).free / 2**30
     except OSError:
         return 0
-
-
-def code_hash(root: Path) -> str:
-    """Of all source files of the program, by name and content."""
-    files = sorted(file for package in PACKAGES for file in (root / package).rglob("*.py"))
-    return hash_bytes("".join(f"{file.relative_to(root)} {hash_bytes(file.read_bytes())}\n" for file in files).encode())
 
 
 def gpu_fault(gpus: int) -> str | None:

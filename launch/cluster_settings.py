@@ -87,14 +87,17 @@ _OF_LIBRARIES = (
         "LUSTRE",
     ),
 )
-_SECRET = r"(?:[A-Z0-9_]*_)?(?:API_?)?(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|AUTH)S?(?:_[A-Z0-9_]*)?"
-_LOADS_CODE = r"[A-Z0-9_]*(?:INJECTION|PRELOAD|LIBRARY|PATH)[A-Z0-9_]*"
+_SECRET = r"(?:[A-Z0-9_]*_)?(?:API_?)?(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH)S?(?:_[A-Z0-9_]*)?"
+_LOADS_CODE = (
+    r"[A-Z0-9_]*(?:INJECTION|PRELOAD|LIBRARY|PATH|HOOK|FUNC|CONF_FILE|COMMAND|MODULE_DIR|EXTENSIONS_DIR|_CXX|BASE_URL)"
+    r"[A-Z0-9_]*"
+)
 VARIABLE = Allowed(
     rf"(?!(?:{_SECRET}|{_LOADS_CODE})$)(?:(?:{'|'.join(_OF_LIBRARIES)})_[A-Z0-9_]+"
     r"|TMPDIR|TZ|LANG|LC_ALL|TOKENIZERS_PARALLELISM|(?:HTTPS?|NO|ALL)_PROXY|(?:https?|no|all)_proxy)",
     f"that starts with one of {'_, '.join(_OF_LIBRARIES)}_, or TMPDIR, TZ, LANG, LC_ALL, TOKENIZERS_PARALLELISM, a proxy; never "
     "one that holds a secret (*KEY*, *TOKEN*, *SECRET*, *PASSWORD*: export it before you submit) or that chooses which code is "
-    "loaded (*PATH*, *PRELOAD*, *LIBRARY*, *INJECTION*: write it into the file of `setup`)",
+    "loaded or where secrets go (*PATH*, *PRELOAD*, *LIBRARY*, *HOOK* and the like: write it into the file of `setup`)",
 )
 _VALUE = Allowed(
     r"[A-Za-z0-9_./:,=+^%*][A-Za-z0-9_./:,=+^%*-]*", "of letters, digits and _./:,=+^%*-, not starting with a dash"
@@ -212,8 +215,8 @@ def _find(name: str) -> Path:
             return place
     known = sorted({file.stem for folder in (own, shipped) for file in folder.glob("*.yaml")})
     close = difflib.get_close_matches(given.stem, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known) or 'none'}"
-    raise ConfigError(f"--cluster {name}: there is no such cluster; {hint} Another is a YAML file: --cluster my.yaml")
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known) or 'none'};"
+    raise ConfigError(f"--cluster {name}: there is no such cluster; {hint} another is a YAML file: --cluster my.yaml")
 
 
 def minutes(time: str) -> float:

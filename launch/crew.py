@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from launch.endings import LostNode, error_of_code
-from launch.nodes import Nodes, bind, reach
+from launch.nodes import Nodes, bind, reach, told_once
 from launch.quiet import quiet_torch
 from pretrain.errors import ConfigError, PretrainError, RankFault
 
@@ -85,18 +85,22 @@ class Crew:
         endpoint, host = self.nodes.endpoint, socket.gethostname()
         assert endpoint is not None, "several nodes need an endpoint; the command checks it"
         listener = bind(endpoint, self.nodes.rank)
-        address = None if listener is not None else reach(endpoint, self.nodes.join_timeout_s)
+        waits = told_once(f"waiting for the launcher of node 0 at {endpoint}, up to {self.nodes.join_timeout_s:.0f} s")
+        address = None if listener is not None else reach(endpoint, self.nodes.join_timeout_s, waits)
         with quiet_torch():
             from launch.rendezvous import meet
 
         rows = _Rows(lambda: meet(endpoint, listener, address, HANDSHAKE_S), self.nodes, host)
         rows.start()
+        answers = told_once(f"something listens at {endpoint}; waiting until it answers as a launcher of this run")
         end = time.monotonic() + 1.5 * HANDSHAKE_S  # a store's own limit is not always kept
         while not rows.joined.wait(_POLL_S):
             if time.monotonic() > end:
                 raise RankFault(
-                    f"--rendezvous {endpoint}: what listens there does not answer as a launcher of this run"
+                    f"--rendezvous {endpoint}: what listens there does not answer as a launcher of this run; choose another "
+                    "port, the same on all nodes"
                 )
+            answers()
         self.meeting, self._rows = rows.meeting, rows
         if rows.error is not None:
             self._rows = None
@@ -153,7 +157,10 @@ class Crew:
         """
         wanted = range(1, self.nodes.count)
 
+        waits = told_once(f"waiting for the launchers of the other nodes, up to {timeout_s:.0f} s")
+
         def told() -> dict[int, Any]:
+            waits()
             rows = self.rows()
             found = {node: rows[node][field] for node in wanted if field in rows.get(node, {})}
             return {node: value for node, value in found.items() if value.get("generation", 0) == generation}

@@ -8,6 +8,7 @@ import errno
 import ipaddress
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ JOIN_TIMEOUT_S = 600.0
 """How long nodes wait for each other at the start."""
 LOST_S = 10.0
 """A node that was not heard of for so long is lost. A launcher tells of itself several times a second, whatever its ranks do."""
+
+TELL_AFTER_S = 5.0
+"""How long a launcher waits for others without a word."""
 
 _BACKLOG = 4096
 _CONNECT_S = 1.0
@@ -118,6 +122,19 @@ def reach(endpoint: str, timeout_s: float, still: Callable[[], None] = lambda: N
         time.sleep(_RETRY_S)
 
 
+def told_once(line: str) -> Callable[[], None]:
+    """Called again and again while something is waited for: writes the line to stderr once it takes `TELL_AFTER_S`."""
+    begin, told = time.monotonic(), False
+
+    def still() -> None:
+        nonlocal told
+        if not told and time.monotonic() - begin > TELL_AFTER_S:
+            told = True
+            print(line, file=sys.stderr, flush=True)
+
+    return still
+
+
 def _addresses(endpoint: str) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
     host, port = parse_endpoint(endpoint)
     try:
@@ -131,9 +148,16 @@ def _addresses(endpoint: str) -> list[tuple[socket.AddressFamily, tuple[str, int
 
 
 def _check_reachable(endpoint: str, address: str) -> None:
-    """Raises ConfigError for a name that means this machine to itself alone (127.0.1.1 for the own name in /etc/hosts)."""
+    """Raises ConfigError for a name that means this machine to itself alone (127.0.1.1 for the own name in /etc/hosts), and for
+    one that means all addresses."""
     host, _ = parse_endpoint(endpoint)
-    if host != "localhost" and host != address and ipaddress.ip_address(address.split("%")[0]).is_loopback:
+    found = ipaddress.ip_address(address.split("%")[0])
+    if found.is_unspecified:
+        raise ConfigError(
+            f"--rendezvous {endpoint}: {host} means all addresses of every machine; give the one address of node 0 at which the "
+            "others reach it, for the store that listens there has no password"
+        )
+    if host != "localhost" and host != address and found.is_loopback:
         raise ConfigError(
             f"--rendezvous {endpoint}: {host} is {address} here, where no other machine reaches it; give the address of the "
             "network between the nodes"

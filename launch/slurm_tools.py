@@ -12,7 +12,8 @@ TOOL_TIMEOUT_S = 120
 """A controller under load answers late; sbatch itself tries for a while."""
 _KEPT = frozenset({"SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"})
 _UNREACHABLE = re.compile(
-    r"contact|connect|timed out|communication|socket|zero bytes|resource temporarily", re.IGNORECASE
+    r"contact|connect|timed out|communication|socket|zero bytes|resource temporarily|configuration source",
+    re.IGNORECASE,
 )
 
 

@@ -141,6 +141,9 @@ def test_a_host_that_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="HOST is no address of this machine"):
         bind("192.0.2.1:29500", 0)
     assert bind("192.0.2.1:29500", None) is None, "another machine's"
+    for everywhere in ("0.0.0.0", "[::]"):
+        with pytest.raises(ConfigError, match="means all addresses of every machine"):
+            bind(f"{everywhere}:29500", None)
     endpoint = f"127.0.0.1:{free_port()}"
     with pytest.raises(RankFault, match="nobody listened there"):
         reach(endpoint, 0.1)

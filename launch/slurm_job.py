@@ -148,6 +148,8 @@ def outcome_of(code: int, asked: bool, facts: JobFacts, events: Sequence[Row], a
     if ended is None:
         if asked and code not in (0, *_FINAL, RankFault.exit_code):
             return Outcome(Preempted.exit_code, f"asked to stop before the ranks trained (srun ended with {code})")
+        if code == Preempted.exit_code:  # of a launcher that was ended because another had failed
+            return Outcome(RankFault.exit_code, f"a launcher ended before ranks were started (srun ended with {code})")
         return Outcome(code, f"srun ended with {code}", trained=code == 0)
     said, message = _int(ended.get("exit_code")), str(ended.get("message", "")).partition("\n")[0]
     if said == 0 and code != 0:

@@ -48,6 +48,16 @@ def ended_job(number: int) -> tuple[str, int] | None:
     return fields["JobState"], int(code) or (128 + int(signal) if int(signal or 0) else 0)
 
 
+def check_known(number: int) -> None:
+    """Raises ConfigError where Slurm does not know the job that another shall wait for: it would not wait at all."""
+    try:
+        _ask(["scontrol", "show", "job", "--oneliner", str(number)])
+    except ConfigError as error:
+        raise ConfigError(
+            f"--after {number}: Slurm knows no such job, or has forgotten it ({error}); `squeue --me` lists yours"
+        ) from None
+
+
 def require(tool: str) -> None:
     """Raises ConfigError where a program of Slurm is not there."""
     if shutil.which(tool) is None:

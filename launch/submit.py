@@ -25,7 +25,7 @@ from launch.slurm import (
     submission,
     template,
 )
-from launch.slurm_tools import require, sbatch
+from launch.slurm_tools import check_known, require, sbatch
 from launch.torchrun import Launch, check, check_before_data
 from pretrain.checkpoint.format import latest_checkpoint
 from pretrain.config import RunConfig, absolute, load_config, read_resolved, to_yaml
@@ -236,6 +236,8 @@ def hand_in(plan: Plan) -> Submitted:
     job = plan.job
     require("sbatch")
     _refuse_second(job)
+    if job.after is not None:
+        check_known(job.after)
     (job.run_dir / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
     if plan.config is not None:
         said = f"# Written by `pretrain submit` for a job on {job.cluster.name}; the next submission replaces it.\n"

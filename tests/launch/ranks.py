@@ -1,7 +1,7 @@
 """A rank for tests of the launcher: started as a real one is, it does what the environment's FAKE_RANK says, without torch.
 
     ok | raise:CLASS | one:CLASS | crash | kill | kill-and-notice | exit:CODE | loop | slow-start | child
-    kill-until:GENERATION | save-and-kill-until:GENERATION
+    late:CLASS | kill-until:GENERATION | save-and-kill-until:GENERATION
 
 `loop` is a training loop: it runs until a signal asks it to stop, and writes the steps that it finished. In the modes in which
 rank 1 (or FAKE_VICTIM) fails, the others are such loops; with FAKE_PEER=deaf ones that no signal but SIGKILL ends. The last two
@@ -36,6 +36,11 @@ def work(rank: int, run_dir: Path, generation: int, mode: str) -> None:
             checkpoint.marker.write_text("only the launcher looks at it")
         kind = "ok" if generation >= int(argument) else "kill"
     if kind == "raise" or (kind == "one" and rank == 1):
+        raise getattr(errors, argument)(f"the message of rank {rank}: data.dir=x must be y; use z")
+    if kind == "late" and rank == 0:
+        raise RuntimeError("an assumption does not hold")
+    if kind == "late":
+        time.sleep(0.5)
         raise getattr(errors, argument)(f"the message of rank {rank}: data.dir=x must be y; use z")
     if kind == "crash" and rank == 1:
         raise ValueError("an assumption\ndoes not hold")

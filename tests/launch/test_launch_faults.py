@@ -90,6 +90,11 @@ def test_what_a_peer_says_of_a_killed_rank_is_not_the_cause(launch) -> None:
     assert "error: rank 1 was killed by SIGKILL" in err
 
 
+def test_a_rank_that_tells_the_cause_after_its_peer_failed_is_waited_for(launch) -> None:
+    code, _, err = launch("late:DataError")
+    assert code == 3 and err.endswith("\nerror: the message of rank 1: data.dir=x must be y; use z\n")
+
+
 def test_a_fault_of_the_program_is_one_line_and_its_traceback_is_in_the_log(launch, tmp_path: Path) -> None:
     code, _, err = launch("crash")
     assert code == 70

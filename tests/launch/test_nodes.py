@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.agreement import disagreement
+from launch.agreement import code_hash, disagreement, facts_of
 from launch.nodes import Nodes, bind, parse_endpoint, reach
+from pretrain.config import load_config
 from pretrain.errors import ConfigError, RankFault
 from pretrain.files import read_json_lines
 from tests.launch.driver import Launcher, free_port, is_alive, is_listening, listeners, wait_until
@@ -115,6 +116,17 @@ def test_a_node_that_never_comes_is_named(start: Start, two: Nodes) -> None:
     alone = start("loop", nodes=replace(two, rank=0, join_timeout_s=0.5))
     code, told = alone.end()
     assert code == 70 and "1 of 2 nodes (number 1) did not come within 0 s" in told.replace("0.5", "0")
+
+
+def test_the_code_is_a_fact_and_so_is_each_section_of_the_config(config_file: Path, tmp_path: Path) -> None:
+    facts = facts_of(load_config(config_file))
+    assert facts["code"] == code_hash() and {"config section data", "python", "the version of torch"} <= facts.keys()
+    for package in ("pretrain", "launch", "data_prep"):
+        (tmp_path / package).mkdir()
+    (tmp_path / "launch/room.py").write_text("one = 1\n")
+    before = code_hash(tmp_path)
+    (tmp_path / "launch/room.py").write_text("one = 2\n")
+    assert code_hash(tmp_path) != before
 
 
 def test_facts_that_differ_are_told_by_node_also_where_names_are_alike() -> None:

@@ -51,7 +51,7 @@ def test_neighbours_and_restarts_have_ports_of_their_own_below_the_ephemeral_one
 @pytest.mark.parametrize(
     ("code", "action", "exit_code", "over"),
     [(0, "stop", 0, True), (2, "stop", 2, True), (3, "stop", 3, True), (4, "stop", 4, True), (5, "stop", 5, True)]
-    + [(130, "stop", 130, True), (75, "requeue", 75, False)]
+    + [(130, "stop", 130, True)]
     + [(code, "requeue", 70, False) for code in (70, 1, 137, 143, 139, 127, 213)],
 )
 def test_each_exit_code_has_its_action(code: int, action: str, exit_code: int, over: bool) -> None:
@@ -67,6 +67,14 @@ def test_the_launcher_of_node_0_is_believed_before_srun(code: int, said: int) ->
 
 def test_what_an_earlier_start_noted_is_left_aside() -> None:
     assert outcome_of(143, False, FACTS, [ended(2, 2)], [EARLIER]).code == 143
+
+
+def test_launchers_that_were_ended_because_another_failed_before_ranks_started_are_no_preemption() -> None:
+    told, faults = outcome_of(75, False, FACTS, [], []), [{"kind": "job", "faults": 3, "checkpoint": None}]
+    assert decide(told, FACTS, [], None).faults == 1
+    assert (decide(told, FACTS, faults, None).action, decide(told, FACTS, faults, None).exit_code) == ("stop", 70)
+    assert decide(outcome_of(75, True, FACTS, [], []), FACTS, faults, None).exit_code == 75
+    assert decide(outcome_of(143, False, FACTS, [ended(3, 75)], [MINE]), FACTS, faults, None).exit_code == 75
 
 
 def test_a_launch_that_was_asked_to_stop_while_it_started_is_preempted_and_no_fault() -> None:

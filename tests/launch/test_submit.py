@@ -114,6 +114,9 @@ def test_missing_data_stop_a_submission_but_not_where_a_job_before_it_makes_them
     assert out.startswith("#!/bin/bash\n") and "a submission would be refused" in err and f"{tmp_path}/none" in err
     assert main([*command, "--after", "77"]) == 0
     assert "--dependency=afterok:77" in slurm.calls[0][0]
+    slurm.fail("scontrol", "slurm_load_jobs error: Invalid job id specified")
+    assert main([*command, "--after", "78"]) == 2
+    assert "--after 78: Slurm knows no such job" in capsys.readouterr().err and len(slurm.calls) == 1
 
 
 @pytest.mark.parametrize(

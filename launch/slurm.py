@@ -122,6 +122,7 @@ def options(job: Job) -> list[str]:
         "mem": "0" if place.memory_gib is None else f"{int(place.memory_gib * 1024)}M",
         "time": job.time or cluster.time_limit,
         "dependency": _dependency(job),
+        "kill-on-invalid-dep": None if job.after is None else "yes",  # it would wait for ever for a job that failed
         "array": f"1-{cluster.chain_length}%1" if job.is_array else None,
         "signal": f"B:USR1@{cluster.signal_lead_s}" if job.task == "train" else None,
         "chdir": job.folder,

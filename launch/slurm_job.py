@@ -179,7 +179,7 @@ def decide(outcome: Outcome, facts: JobFacts, events: Sequence[Row], step: int |
         return _go_on(Decision("requeue", outcome.code, f"preempted: {outcome.message}"), facts)
     if outcome.trained:
         return Decision("stop", outcome.code, f"stops: {outcome.message}", over=True)
-    faults = _faults_before(events, step) + 1
+    faults = _faults_before(facts, events, step) + 1
     told = f"fault {faults} in a row without a new checkpoint: {outcome.message}"
     if faults > facts.max_faults:
         message = f"given up, {facts.max_faults} such faults are borne (PRETRAIN_MAX_FAULTS); {told}"
@@ -217,10 +217,17 @@ def _launch_ended(facts: JobFacts, events: Sequence[Row], attempts: Sequence[Row
     return ended[-1] if ended else None
 
 
-def _faults_before(events: Sequence[Row], step: int | None) -> int:
-    """Faults in a row up to now; none where a checkpoint is newer than the last one's."""
-    rows = [row for row in _job_rows(events) if row.get("faults")]
+def _faults_before(facts: JobFacts, events: Sequence[Row], step: int | None) -> int:
+    """Faults in a row up to now of this job and its chain; none where a checkpoint is newer than the last one's.
+
+    What is submitted anew after a run was given up begins at none: somebody has looked at it.
+    """
+    rows = [row for row in _job_rows(events) if row.get("faults") and _is_of(row, facts)]
     return _int(rows[-1].get("faults")) if rows and rows[-1].get("checkpoint") == step else 0
+
+
+def _is_of(row: Row, facts: JobFacts) -> bool:
+    return row.get("job") == facts.job or (facts.chain is not None and row.get("chain") == facts.chain)
 
 
 def _job_rows(events: Sequence[Row]) -> list[Row]:
@@ -335,7 +342,10 @@ def _note(decision: Decision, facts: JobFacts, stage: str) -> None:
         "chain": facts.chain,
         "over": decision.over,
     }
-    append_json_line(facts.run_dir / EVENTS_FILE, redact(row))
+    try:
+        append_json_line(facts.run_dir / EVENTS_FILE, redact(row))
+    except OSError as error:
+        raise StorageError(f"{facts.run_dir}: the run's folder cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ def test_a_chain_may_be_an_array_of_which_one_runs() -> None:
 
 def test_a_job_may_wait_for_another_one() -> None:
     assert option(replace(job_on(CPUS), after=12), "dependency") == "afterok:12"
+    assert option(replace(job_on(CPUS), after=12), "kill-on-invalid-dep") == "yes"
     chain = job_on(CPUS.model_copy(update={"requeue": "chain"}))
     assert option(replace(chain, after=12), "dependency") == "afterok:12,singleton"
 

@@ -1,5 +1,6 @@
 """What a job does after each way in which a stage can end."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ def ended(generation: int, exit_code: int, node: str | None = None) -> dict[str,
     }
 
 
-def fault(faults: int, checkpoint: int | None) -> dict[str, Any]:
-    return {"kind": "job", "faults": faults, "checkpoint": checkpoint}
+def fault(faults: int, checkpoint: int | None, job: int = 7, chain: str | None = None) -> dict[str, Any]:
+    return {"kind": "job", "faults": faults, "checkpoint": checkpoint, "job": job, "chain": chain}
 
 
 def test_neighbours_and_restarts_have_ports_of_their_own_below_the_ephemeral_ones() -> None:
@@ -70,7 +71,7 @@ def test_what_an_earlier_start_noted_is_left_aside() -> None:
 
 
 def test_launchers_that_were_ended_because_another_failed_before_ranks_started_are_no_preemption() -> None:
-    told, faults = outcome_of(75, False, FACTS, [], []), [{"kind": "job", "faults": 3, "checkpoint": None}]
+    told, faults = outcome_of(75, False, FACTS, [], []), [fault(3, None)]
     assert decide(told, FACTS, [], None).faults == 1
     assert (decide(told, FACTS, faults, None).action, decide(told, FACTS, faults, None).exit_code) == ("stop", 70)
     assert decide(outcome_of(75, True, FACTS, [], []), FACTS, faults, None).exit_code == 75
@@ -97,6 +98,10 @@ def test_faults_are_counted_until_a_new_checkpoint_and_borne_up_to_the_limit() -
     last = decide(broken, FACTS, [fault(3, 40), {"kind": "job", "faults": 0, "checkpoint": 40}], 40)
     assert (last.action, last.exit_code, last.over) == ("stop", 70, True)
     assert "rank 1 died" in last.message
+    assert decide(broken, FACTS, [fault(4, 40, job=6)], 40).faults == 1, "submitted anew"
+    of_chain = replace(FACTS, chain="c")
+    assert decide(broken, of_chain, [fault(2, 40, job=6, chain="c")], 40).faults == 3
+    assert decide(broken, of_chain, [fault(2, 40, job=6, chain="other")], 40).faults == 1
 
 
 def test_preemptions_are_without_limit() -> None:
@@ -168,3 +173,12 @@ def test_preflight_that_was_lost_to_a_request_to_stop_is_no_fault(
     said = capsys.readouterr()
     assert said.out.startswith("requeue 70 ")
     assert "preflight did not run (srun ended with 127)" in said.err
+
+
+def test_a_run_folder_that_cannot_be_made_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("PRETRAIN_RUN_DIR", "/proc/nowhere")
+    assert main(["start", "--nodes", "n1"]) == 5
+    assert "/proc/nowhere: the run's folder cannot be written" in capsys.readouterr().err

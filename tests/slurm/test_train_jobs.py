@@ -74,7 +74,7 @@ def test_a_run_goes_on_by_itself_whatever_happens_to_its_job(
     run.wait_for_step(2, START_S)
     refused = Training(cluster, folder, "refused", steps=STEPS, interval=INTERVAL)
     with run.held_until_told():  # Slurm looks for jobs whose time is over twice a minute
-        refusal = refused.submit("--nodes=2", env=CHAIN, overrides=("--set", "layout.dp=3"))
+        refusal = refused.submit("--nodes=2", env=CHAIN, overrides=("--set", "layout.dp=2"))
         cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=5"])
     run.wait_until(lambda: cluster.job(number).restarts == 1, 60, "queued again at the time limit")
     cluster.output("ctl", ["scontrol", "update", f"jobid={number}", "timelimit=60"])

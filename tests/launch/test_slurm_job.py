@@ -93,7 +93,8 @@ def test_a_failure_of_what_follows_training_is_not_trained_again() -> None:
 def test_faults_are_counted_until_a_new_checkpoint_and_borne_up_to_the_limit() -> None:
     broken = Outcome(70, "rank 1 died")
     assert decide(broken, FACTS, [], None).faults == 1
-    assert decide(broken, FACTS, [fault(1, None), fault(2, 40)], 40).faults == 3
+    third = decide(broken, FACTS, [fault(1, None), fault(2, 40)], 40)
+    assert (third.action, third.faults) == ("requeue", 3)
     assert decide(broken, FACTS, [fault(3, 40)], 60).faults == 1
     last = decide(broken, FACTS, [fault(3, 40), {"kind": "job", "faults": 0, "checkpoint": 40}], 40)
     assert (last.action, last.exit_code, last.over) == ("stop", 70, True)

@@ -29,7 +29,7 @@ from benchmarks.data_contestants import (
     set_up,
 )
 from benchmarks.data_mix import SOURCES, build_mix
-from benchmarks.processor import cpu_name, load
+from benchmarks.processor import cpu_name, load, public_command
 from data_prep.tokenize import train_tokenizer
 from pretrain.data.tokenizer_settings import TokenizerSettings
 
@@ -143,7 +143,7 @@ def _described(mix: dict[str, Any]) -> dict[str, Any]:
     return {
         "benchmark": "data",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m benchmarks.data", *sys.argv[1:]]),
+        "command": public_command("python -m benchmarks.data", sys.argv[1:]),
         "machine": {
             "cpu": cpu_name(),
             "system": platform.system(),

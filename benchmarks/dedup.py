@@ -32,6 +32,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.processor import public_command
 from data_prep.decontaminate import Decontaminator
 from data_prep.dedup import as_keys, document_keys, first_of_equal
 from data_prep.minhash import signatures
@@ -75,7 +76,7 @@ def main() -> None:
     report = {
         "benchmark": "dedup",
         "date": now.isoformat(timespec="seconds"),
-        "command": " ".join(["python", "benchmarks/dedup.py", *(_public(word) for word in sys.argv[1:])]),
+        "command": public_command("python benchmarks/dedup.py", sys.argv[1:]),
         "machine": _machine(),
         "settings": settings.model_dump(),
         "results": results,
@@ -255,11 +256,6 @@ def _machine() -> dict[str, Any]:
     from benchmarks.machine import describe_machine
 
     return {**describe_machine(torch.device("cpu")), "numpy": version("numpy"), "rensa": version("rensa")}
-
-
-def _public(word: str) -> str:
-    """An argument, of a path its last part alone."""
-    return Path(word).name if "/" in word else word
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.processor import cpu_name
+from benchmarks.processor import cpu_name, public_command
 from benchmarks.resident_memory import Peak, peaks_of
 
 DOCUMENT_CHARACTERS = 4000
@@ -191,7 +191,7 @@ def keep(arguments: argparse.Namespace, rounds: Sequence[dict[str, Any]]) -> Non
     report = {
         "benchmark": "preparation_memory",
         "date": now.isoformat(timespec="seconds"),
-        "command": f"python -m benchmarks.preparation_memory {' '.join(map(_public, sys.argv[1:]))}".strip(),
+        "command": public_command("python -m benchmarks.preparation_memory", sys.argv[1:]),
         "machine": {
             "cpu": cpu_name(),
             "cores": os.cpu_count(),
@@ -204,11 +204,6 @@ def keep(arguments: argparse.Namespace, rounds: Sequence[dict[str, Any]]) -> Non
     path = arguments.out / f"preparation_memory-{now:%Y%m%d-%H%M%S}.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(f"written to {path.name} in {arguments.out.name}/")
-
-
-def _public(word: str) -> str:
-    """A folder by its name alone."""
-    return Path(word).name if "/" in word else word
 
 
 if __name__ == "__main__":

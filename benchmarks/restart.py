@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from benchmarks.processor import cpu_name
+from benchmarks.processor import cpu_name, public_text
 from pretrain.files import read_json_lines
 from tests.data.folders import text_documents, write_folder
 
@@ -202,6 +202,8 @@ def _tries(arguments: argparse.Namespace, folder: Path, console: Console) -> lis
             progress.advance(task)
             if not (found["back"] and found["named"] and found["equal"]):
                 progress.console.print(f"{ranks} ranks, try {number}, {phase}: {found}")
+            else:
+                del tries[-1]["end"]  # what the launcher said is kept of a try that failed alone
     return tries
 
 
@@ -274,7 +276,7 @@ def _judged(launched: Launched, rank: int, twin: Twin) -> dict[str, Any]:
         "equal": all(twin.results[step] == result for step, result in results),
         "exit_code": code,
         "restarts": len(restarts),
-        "end": told.strip()[-2000:],
+        "end": public_text(told.strip()[-2000:]),
     }
 
 

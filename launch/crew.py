@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -62,7 +62,6 @@ class Crew:
         self.meeting: Any = None
         """`launch.rendezvous.Meeting`, once there is one."""
         self._rows: _Rows | None = None
-        self._done = False
 
     @property
     def leads(self) -> bool:
@@ -281,13 +280,16 @@ class _Rows(threading.Thread):
         finally:
             self.joined.set()
         beat = 0
-        with suppress(Exception):  # the store went with node 0: that nothing is heard any more says it
+        try:
             while not self._closing.is_set():
                 beat += 1
                 self._round(self.meeting.store, beat)
                 self._wake.wait(BEAT_S)
                 self._wake.clear()
-        self._broken = not self._closing.is_set()
+        except RuntimeError:  # torch's, of a store that went with node 0: that nothing is heard any more says it
+            pass
+        finally:
+            self._broken = not self._closing.is_set()
 
     def _claim(self, store: Store) -> int:
         """The number of this node. Raises ConfigError where it is taken, or none is left."""
